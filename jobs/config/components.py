@@ -116,6 +116,9 @@ JUDGE = Kind(
     "judge", "evaluate.judge", "evaluate.judge_options", "metrics/judges", "mylab.judges:Reranking",
     (protocols.MakeJudge,), builds=True,
 )  # fmt: skip
+AFTER = Kind(
+    "after", "evaluate.after", "evaluate.after_options", "metrics/after", "mylab.after:whitened", (protocols.After,),
+)  # fmt: skip
 METRIC = Kind(
     "metric", "evaluate.metrics", "evaluate.metric_options", "metrics/builtin", "mylab.metrics:recall",
     (protocols.ImageMetric, protocols.SentenceMetric),
@@ -123,7 +126,10 @@ METRIC = Kind(
 
 KINDS = {
     kind.name: kind
-    for kind in (TASK, LOSS, ENCODER, POOLING, AUGMENTATION, SAMPLER, OPTIMIZER, SCHEDULE, TRANSFORM, JUDGE, METRIC)
+    for kind in (
+        *(TASK, LOSS, ENCODER, POOLING, AUGMENTATION, SAMPLER, OPTIMIZER, SCHEDULE, TRANSFORM),
+        *(AFTER, JUDGE, METRIC),
+    )
 }
 
 
@@ -382,5 +388,6 @@ TransformName = Annotated[
     str, AfterValidator(partial(checked_name, "transform")), WithJsonSchema(name_schema("transform"))
 ]
 JudgeName = Annotated[str, AfterValidator(partial(checked_name, "judge")), WithJsonSchema(name_schema("judge"))]
+AfterName = Annotated[str, AfterValidator(partial(checked_name, "after")), WithJsonSchema(name_schema("after"))]
 MetricPath = Annotated[str, AfterValidator(partial(checked_name, "metric")), WithJsonSchema(name_schema("metric"))]
 """Names of components: a built-in, or an import path."""

@@ -181,11 +181,11 @@ class JobConfig(Section):
                 f"evaluate.metrics = {list(self.evaluate.metrics)} are for images and sentences; let evaluate() of "
                 f"{self.task} give them"
             )
-        if self.evaluate.judge is not None:
-            raise ValueError(
-                f"evaluate.judge = '{self.evaluate.judge}' is for images and sentences; let evaluate() of {self.task} "
-                "judge"
-            )
+        for key, value in (("after", self.evaluate.after), ("judge", self.evaluate.judge)):
+            if value is not None:
+                raise ValueError(
+                    f"evaluate.{key} = '{value}' is for images and sentences; let evaluate() of {self.task} do it"
+                )
 
     def _refuse_what_judges_lack(self) -> None:
         """Raise ValueError for a judge of other rows than the task's, and for what one of the user's own would not

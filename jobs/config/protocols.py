@@ -180,6 +180,14 @@ class AfterStep(Protocol):
         """Change parameters in place, on every rank alike. before: what they were before the step."""
 
 
+class After(Protocol):
+    """What is done to embeddings after training: fitted on rows of data.train, applied to whatever is judged."""
+
+    def __call__(self, *, training: Tensor, seed: int) -> Callable[[Tensor], Tensor]:
+        """Fit to float64 `training` [N, D], and give a function of float64 rows [n, D] -> [n, k], each row by itself.
+        seed: the job's. What it gives is exported too where it is an nn.Linear."""
+
+
 class ByRow(Protocol):
     """What `jobs.metrics.by_row` makes of columns: a metric that is no mean over rows."""
 

@@ -11,6 +11,7 @@ from pydantic import (
     model_validator,
 )
 
+from jobs.config.after_sections import AfterTraining
 from jobs.config.components import (
     JudgeName,
     LossName,
@@ -281,7 +282,7 @@ MEASURED = ("knn_accuracy", "probe_accuracy", "spearman", "alignment", "uniformi
 """Metrics that are measured without being asked for, each where it is defined."""
 
 
-class Evaluate(Section):
+class Evaluate(AfterTraining):
     """How a job is judged."""
 
     times: int = Field(4, gt=0)

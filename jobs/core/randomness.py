@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-ORDER, AUGMENT, DROPOUT, INITIALISE, MASKING, CHILD, GROUPED, DRAWN = range(1, 9)
+ORDER, AUGMENT, DROPOUT, INITIALISE, MASKING, CHILD, GROUPED, DRAWN, PROJECTION = range(1, 10)
 """First key of each use, so that no two uses of a seed share numbers."""
 
 _MASK = 0xFFFFFFFF

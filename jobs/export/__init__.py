@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from torch import Tensor, nn
 
 from jobs import data, models
 from jobs.artifacts import bucket, checkpoint, manifest, storage, trial_dir
@@ -108,6 +109,11 @@ def export(
             f"trial {name} has {error}; one is made every execution.checkpoint_every = "
             f"{job.execution.checkpoint_every} steps, when it is stopped and at its end: train it, then export"
         ) from error
+    if job.evaluate.after is not None and job.model.precision == "bf16":
+        raise ValueError(
+            f"evaluate.after = '{job.evaluate.after}' is computed in double precision, which a folder of "
+            "model.precision = 'bf16' would round to 8 bits; train with 'fp32' to export it"
+        )
     tokenizer, image_shape, unsure = _inputs(trial, job, source, remote)
     model = models.build(job, tokenizer=tokenizer, image_shape=image_shape).eval()
     trained = extra.get(trial_dir.READING) or None
@@ -120,13 +126,14 @@ def export(
             "it is exported as its folder says today"
         )
     _fill(model, weights, name)
+    after = _after(model, job)
     points = _points(trial, source, remote, until=newest)
 
     def write(into: Path) -> tuple[Settings, float]:
-        settings = folder.write(into, model, job, tokenizer=tokenizer, image_shape=image_shape)
+        settings = folder.write(into, model, job, tokenizer=tokenizer, image_shape=image_shape, after=after)
         page = card.text(about or About(), job, trial=name, step=newest, points=points, settings=settings)
         (into / "README.md").write_text(page, "utf-8")
-        return settings, _difference(into, model, job, tokenizer, image_shape)
+        return settings, _difference(into, model, job, tokenizer, image_shape, after=after)
 
     settings, difference = _whole(dest, write, needed=sum(values.nbytes for values in weights.values()))
     return {
@@ -135,7 +142,7 @@ def export(
         "path": str(dest),
         "task": job.task,
         "width": settings["width"],
-        "head": bool(settings["head"]),
+        "head": card.has_head(job),
         "trust_remote_code": job.task == "image",
         "difference": difference,
         "metrics": {key: point.value for key, point in card.judged(points).items()},
@@ -193,24 +200,39 @@ def _inputs(
     trial: storage.Storage, job: JobConfig, source: Path, remote: str | None
 ) -> tuple[PreTrainedTokenizerBase | None, tuple[int, int, int] | None, list[str]]:
     """Find the tokenizer or the image shape, which a job's data decide about its encoder, and what is not sure."""
-    if job.task == "image":
-        examples = data.train_examples(job)
-        assert isinstance(examples, data.ImageExamples)
-        return None, examples.image_shape, []
+    has_vocabulary = job.task == "sentence" and is_built(job.model.name)
+    what = "its vocabulary" if has_vocabulary else f"evaluate.after = '{job.evaluate.after}'"
     unsure = []
-    if is_built(job.model.name):
+    if has_vocabulary or job.evaluate.after is not None:
         result = _result(trial, source, remote)
         if result is None:
             unsure.append(
-                f"the trial has not ended, so nothing says whether data.train = '{job.data.train}', which its "
-                "vocabulary is made of, still has the rows that it trains on"
+                f"the trial has not ended, so nothing says whether data.train = '{job.data.train}', which {what} is "
+                "made of, still has the rows that it trains on"
             )
         elif data.fingerprint(job) != result["hashes"].get("data"):
             raise ValueError(
                 f"data.train = '{job.data.train}' or the rows it was judged on have changed since this trial was "
-                "trained, and its vocabulary is made of them; bring back the rows that it was trained on"
+                f"trained, and {what} is made of them; bring back the rows that it was trained on"
             )
+    if job.task == "image":
+        examples = data.train_examples(job)
+        assert isinstance(examples, data.ImageExamples)
+        return None, examples.image_shape, unsure
     return data.tokenizer_for(job), None, unsure
+
+
+@torch.no_grad()
+def _after(model: ContrastiveModel, job: JobConfig) -> nn.Linear | None:
+    """Fit what the job does to embeddings once more, to the same rows; None where it does nothing."""
+    if job.evaluate.after is None:
+        return None
+    from jobs.data.tasks import task_of
+    from jobs.metrics.evaluate import Encoder
+    from jobs.metrics.judged import linear_of
+
+    with threadpool_limits(limits=job.execution.threads):
+        return linear_of(job, task_of(job), Encoder(model, job.evaluate.batch, job.evaluate.head))
 
 
 def _fill(model: ContrastiveModel, weights: dict[str, Tensor], name: str) -> None:
@@ -232,6 +254,8 @@ def _difference(
     job: JobConfig,
     tokenizer: PreTrainedTokenizerBase | None,
     image_shape: tuple[int, int, int] | None,
+    *,
+    after: nn.Linear | None,
 ) -> float:
     """Compute how far the embeddings of `written` are from the model's, at most. Raises Differs if that is too far."""
     inputs: dict[str, Tensor]
@@ -256,11 +280,16 @@ def _difference(
             "pixel_values": standardised(torch.from_numpy(np.ascontiguousarray(given.transpose(0, 3, 1, 2))) / 255)
         }
     hidden = model.encode(inputs)
-    expected = (model.project(hidden) if job.evaluate.head else hidden).float().numpy()
+    judged = model.project(hidden) if job.evaluate.head else hidden
+    expected, largest = judged.float().numpy(), float(judged.abs().max())
+    if after is not None:
+        expected = after(judged.double()).float().numpy()
+        # fp32 rounds each term of its sums, which may be larger than they are.
+        largest = float((judged.double().abs() @ after.weight.T.abs() + after.bias.abs()).max())
     with _no_bytecode():
         embedded = _embed_of(written)(given)
     difference = float(np.abs(embedded - expected).max())
-    if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
+    if not difference <= TOLERANCE * max(1.0, largest):
         raise Differs(f"the exported encoder differs from the trial's by {difference:.2g}; please report this")
     return difference
 

@@ -78,11 +78,22 @@ def _facts(about: About, job: JobConfig, trial: str, step: int, settings: Settin
         "trial": f"{trial}, stage {about.stage or job.stage}, seed {job.seed}",
         "step": f"{step:,}" + (f" of {job.steps:,}" if job.steps else f", in {job.budget.seconds:g} s of training"),
         "encoder": f"{_without_folders(name, job)}, {'from nothing' if name in BUILT else 'fine-tuned'}",
-        "embedding": f"{settings['width']} columns: {_how(settings)}{HEAD[bool(settings['head'])]}",
+        "embedding": f"{settings['width']} columns: {_how(settings)}{HEAD[has_head(job)]}",
+        "after training": _after(job),
         "prompt": settings["prompt"] and f"{settings['prompt']!r}{', not pooled' if settings['skipped'] else ''}",
         "loss": f"{job.loss.name}, temperature {job.loss.temperature}, {job.batch.size} pairs a batch",
     }
     return {key: value for key, value in rows.items() if value}
+
+
+def has_head(job: JobConfig) -> bool:
+    """Return whether embeddings are those after the projection head."""
+    return job.evaluate.head and job.model.projection != "none"
+
+
+def _after(job: JobConfig) -> str:
+    options = ", ".join(f"{key} = {value}" for key, value in job.evaluate.after_options.items())
+    return f"{job.evaluate.after}{f' ({options})' if options else ''}" if job.evaluate.after else ""
 
 
 def _how(settings: Settings) -> str:
@@ -203,7 +214,8 @@ def _remarks(settings: Settings) -> str:
     remarks = [f"Embeddings are {normal}; the encoder was trained for cosine similarity."]
     if settings["head"]:
         remarks.append(
-            "AutoModel gives what goes into the projection head; the others apply it, as the trial was judged."
+            "AutoModel gives what goes into the linear maps behind the pooling (a projection head's, and what was "
+            "fitted after training); the others apply them, as the trial was judged."
         )
     if settings["task"] == "image":
         remarks.append(

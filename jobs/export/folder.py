@@ -51,11 +51,13 @@ def write(
     *,
     tokenizer: PreTrainedTokenizerBase | None,
     image_shape: tuple[int, int, int] | None,
+    after: nn.Linear | None = None,
 ) -> Settings:
     """Write everything but the README. Returns what embedding.json says.
 
-    tokenizer: of a sentence encoder. image_shape: channels, height, width of an image encoder's images. Raises
-    ModelError for a pooling that sentence-transformers has no counterpart for.
+    tokenizer: of a sentence encoder. image_shape: channels, height, width of an image encoder's images. after: what is
+    done to embeddings, written in the encoder's precision. Raises ModelError for a pooling that sentence-transformers
+    has no counterpart for.
     """
     if isinstance(model.encoder, ResNet):
         load = _write_resnet(into, model.encoder, job)
@@ -71,6 +73,9 @@ def write(
         shutil.copy(HERE / "image_module.py", into)
         modules = [("image_module.ImageEncoder", "")]
     head = _write_head(into, model.head, after=len(modules)) if job.evaluate.head else []
+    if after is not None:
+        precise = nn.Sequential(copy.deepcopy(after).to(next(model.encoder.parameters()).dtype))
+        head += _write_head(into, precise, after=len(modules) + len(head))
     _write_modules(into, [*modules, *((SENTENCE_TRANSFORMERS + "Dense", name) for name in head)], model.reading)
     settings: Settings = {
         "task": job.task,
@@ -82,7 +87,7 @@ def write(
         "precision": job.model.precision,
         "hidden": model.width,
         "head": head,
-        "width": model.out_width if head else model.width,
+        "width": after.out_features if after is not None else model.out_width if head else model.width,
         "load": load,
         "code": f"{CODE}.ResNetEncoder" if isinstance(model.encoder, ResNet) else None,
         "max_tokens": model.reading.max_tokens if job.task == "sentence" else None,

@@ -32,6 +32,7 @@ from jobs.metrics.builtin.knn_accuracy import knn_classify
 from jobs.metrics.builtin.probe_accuracy import probe_accuracy
 from jobs.metrics.builtin.spearman import spearman
 from jobs.metrics.builtin.uniformity import uniformity, uniformity_without
+from jobs.metrics.judged import judge
 from jobs.models import ContrastiveModel, Reading
 from jobs.models.pretrained.tokenizer import Tokenizer
 
@@ -96,13 +97,13 @@ def evaluate(
     """Compute the model's metrics, the same on every rank. The model's mode is left as it was.
 
     judged, task: of the job; without a task, it is made for this. Judged is the encoder's output, or the head's with
-    job.evaluate.head. All metrics are nan if an embedding is not finite: then, and only then, the model has
-    `diverged`. A metric that is not defined for these rows is left out. outcomes: filled with the same metrics, and
-    what they say of each row.
+    job.evaluate.head, after job.evaluate.after. All metrics are nan if an embedding is not finite: then, and only then,
+    the model has `diverged`. A metric that is not defined for these rows is left out. outcomes: filled with the same
+    metrics, and what they say of each row.
     """
     encode = Encoder(model, job.evaluate.batch, job.evaluate.head, group, device)
     with _evaluation_mode(model), threadpool_limits(limits=job.execution.threads):
-        metrics = (task or task_of(job, tokenizer)).evaluate(encode, judged, final=final)
+        metrics = judge(task or task_of(job, tokenizer), encode, judged, job=job, final=final)
     if outcomes is not None:
         outcomes |= metrics
     return numbers(metrics)

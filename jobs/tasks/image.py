@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from jobs.config import JobConfig
 from jobs.core.outcomes import Outcomes, RowIds
 from jobs.data.batches import Inputs
 from jobs.data.images import ImageExamples, image_examples
 from jobs.data.tasks.judging import Encode, Judge, judge_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class ImageTask:
@@ -49,6 +53,11 @@ class ImageTask:
     def evaluate(self, encode: Encode, judged: object, *, final: bool) -> dict[str, Outcomes]:
         """Have the judge measure."""
         return self._judge.evaluate(encode, judged, final=final)
+
+    def training(self, encode: Encode, rows: int) -> Tensor:
+        """Encode the first images of data.train, without augmentation."""
+        images = self.examples().images
+        return encode.lazily(min(rows, len(images)), lambda start, stop: {"pixel_values": images[start:stop]})
 
     def check(self) -> Iterator[str]:
         """Warn of images that look odd, and of what the judge finds odd."""

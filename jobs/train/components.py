@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from jobs.config import JobConfig, components, protocols, user_code
 from jobs.config.validation import issues
+from jobs.core.paths import is_folder_here
 
 FEW = 6
 """Pairs that a component is tried on."""
@@ -150,6 +151,25 @@ def _embedding_width(job: JobConfig) -> int:
     if own.projection != "none":
         return own.projection_width
     return built[str(own.name)] * own.width if own.name in built else WIDE
+
+
+def _judged_width(job: JobConfig) -> int:
+    """Return how many columns what is judged has before anything is done to it; where only weights could tell that are
+    not here, as many as are asked for, or more."""
+    from jobs.models.pretrained.folder import CONFIG, folder_of
+
+    name = job.model.name or {"image": "vit", "sentence": "bert"}.get(job.task, "")
+    if (job.evaluate.head and job.model.projection != "none") or name in components.builtin_names("encoder"):
+        own = job.model_copy(update={"model": job.model.model_copy(update={"name": name})})
+        if not job.evaluate.head:
+            own = own.model_copy(update={"model": own.model.model_copy(update={"projection": "none"})})
+        return _embedding_width(own)
+    if is_folder_here(name):
+        hidden = json.loads((folder_of(name) / CONFIG).read_text("utf-8")).get("hidden_size")
+        if isinstance(hidden, int):
+            return hidden
+    numbers = (value for value in job.evaluate.after_options.values() if isinstance(value, int))
+    return max(64, *numbers, *job.evaluate.dims)
 
 
 def _meaningless(job: JobConfig) -> Iterator[Issue]:
@@ -330,6 +350,29 @@ def _tried_metric(job: JobConfig) -> Iterator[Issue]:
     yield from ()
 
 
+def _tried_after(job: JobConfig) -> Iterator[Issue]:
+    """Try it on embeddings as wide as the job's: what it makes of a row must not depend on the others."""
+    import torch
+
+    from jobs.metrics.judged import map_of
+
+    draw = torch.Generator().manual_seed(0)
+    width, key, name = _judged_width(job), "evaluate.after", repr(job.evaluate.after)
+    training, rows = (torch.randn(count, width, generator=draw, dtype=torch.float64) for count in (2 * FEW, FEW))
+    first, second = (map_of(job, training) for _ in range(2))
+    made, again = first(rows), second(rows)
+    alone = torch.cat([first(rows[at : at + 1]) for at in range(FEW)])
+    if not torch.isfinite(made).all():
+        yield key, name, "gives what is not finite for random rows"
+    elif not torch.equal(made, again):
+        yield key, name, "gave other rows the second time; draw random numbers from the seed alone"
+    elif not torch.allclose(made, alone):
+        yield key, name, "gives a row something else beside other rows; fit to the training rows alone"
+    elif job.evaluate.dims and job.evaluate.dims[-1] > made.shape[1]:
+        few = f"has {job.evaluate.dims[-1]}, and {job.evaluate.after} leaves {made.shape[1]} columns"
+        yield "evaluate.dims", repr(list(job.evaluate.dims)), f"{few}; give at most {made.shape[1]}"
+
+
 def _tried_pooling(job: JobConfig) -> Iterator[Issue]:
     """Try the pooling: each row's vector must not depend on the others, nor on what is padding."""
     import torch
@@ -412,6 +455,7 @@ _TRIED = {
     "schedule": _tried_schedule,
     "transform": _tried_optimizer,
     "judge": _tried_judge,
+    "after": _tried_after,
     "metric": _tried_metric,
 }
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, JsonValue, PrivateAttr, Tag, model_validator
 
-from jobs.config import JobConfig, Section, canonical
+from jobs.config import JobConfig, Section, canonical, without_dims
 from jobs.config.components import is_import_path
 from orchestrator.sweep.values import AsGiven, Level, Levels, Settings, alternatives, flatten, identity, merged, shown
 
@@ -62,7 +62,7 @@ class Metric(Section):
 
 def usual_mode(metric: str) -> Literal["max", "min"]:
     """Return the better direction of a metric."""
-    return "min" if metric in LOWER_IS_BETTER else "max"
+    return "min" if without_dims(metric) in LOWER_IS_BETTER else "max"
 
 
 class Space(Section):

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pydantic import JsonValue, ValidationError
 
 from jobs.config import ConfigIssue, JobConfig, canonical, field_names, issues, nearest
+from jobs.config.after_sections import at_dims, without_dims
 from jobs.config.components import builtin_names, is_class, is_import_path, is_option, measures, metric_name
 from jobs.config.job import USUAL_JUDGES
 from orchestrator.sweep.labels import label_issues
@@ -272,6 +273,7 @@ def _metric_issues(sweep: Sweep, arms: list[Arm]) -> Iterable[ConfigIssue]:
     own = [metric_name(path) for path in jobs[0].evaluate.metrics]
     measured = [*itertools.chain.from_iterable(_measured(job) for job in jobs)]
     known: tuple[str, ...] = (*dict.fromkeys(measured), *own)
+    known = (*known, *at_dims(known, _shared_dims(jobs)))
     if name in TRAINING_METRICS or name == "loss":
         varied = set(sweep.compare) | {key for arm in sweep.arm for key in arm if key != "label"}
         varied |= set(sweep.tune.space) if sweep.tune else set()
@@ -296,7 +298,9 @@ def _metric_issues(sweep: Sweep, arms: list[Arm]) -> Iterable[ConfigIssue]:
             repr(sweep.metric.mode),
             f"{name} is better {way}; leave mode out, or say that this is no mistake: mode_is_meant = true",
         )
-    if name == "probe_accuracy" and not all(a.config(stage="confirm", seed=0).evaluate.probe for a in arms):
+    if without_dims(name) == "probe_accuracy" and not all(
+        a.config(stage="confirm", seed=0).evaluate.probe for a in arms
+    ):
         yield ConfigIssue("metric.name", repr(name), "needs job.evaluate.probe = true")
 
 
@@ -312,6 +316,11 @@ def _own_judge(job: Mapping[str, JsonValue]) -> str | None:
     evaluate = job.get("evaluate")
     judge = evaluate.get("judge") if isinstance(evaluate, dict) else None
     return judge if isinstance(judge, str) and is_import_path(judge) else None
+
+
+def _shared_dims(jobs: list[JobConfig]) -> list[int]:
+    """List the numbers of columns that every arm is measured at."""
+    return [d for d in jobs[0].evaluate.dims if all(d in job.evaluate.dims for job in jobs)]
 
 
 def _own_task_issues(raw: dict[str, JsonValue]) -> Iterable[ConfigIssue]:

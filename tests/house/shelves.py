@@ -22,8 +22,8 @@ its own file alone. They may use one another."""
 SHELVES = {
     "jobs": "workers > train > export > tasks > metrics > data > artifacts losses models optim > core > config",
     "jobs/artifacts": "audit > bucket checkpoint rows > trial_dir > objects storage > manifest",
-    "jobs/config": "catalogue job > identity > sections > data_sections > section > components validation > "
-    "json_values protocols user_code",
+    "jobs/config": "catalogue job > identity > sections > after_sections data_sections > section > "
+    "components validation > json_values protocols user_code",
     "jobs/core": "failures > collectives device outcomes paths plain provenance randomness usage",
     "jobs/data": "__main__ > validate > tasks > images sentences > sources > resolve > formats > "
     "batches faults remedies > samplers",
@@ -41,7 +41,8 @@ SHELVES = {
     "jobs/losses/builtin/weighted": TABLE,
     "jobs/losses/builtin/with_state": TABLE,
     "jobs/losses/builtin/without_negatives": TABLE,
-    "jobs/metrics": "judges > evaluate > builtin > search",
+    "jobs/metrics": "judges > evaluate > builtin judged > after search",
+    "jobs/metrics/after": TABLE,
     "jobs/metrics/builtin": TABLE,
     "jobs/metrics/judges": TABLE,
     "jobs/models": "model > encoders fitness > reading > transformer > modeling_resnet pretrained > dropout errors mlm "

@@ -206,7 +206,7 @@ def test_the_components_on_the_page_are_what_it_says(tmp_path: Path, monkeypatch
     parts = """
 augment = { name = "mylab.parts:solarised", options = { above = 0.6 } }
 optimizer = { schedule = "mylab.parts:staircase", transform = "mylab.parts:GradientNoise" }
-evaluate = { metrics = METRICS, metric_options = { nearest_share = { k = 3 } } }
+evaluate = { after = "mylab.parts:centred", metrics = METRICS, metric_options = { nearest_share = { k = 3 } } }
 """.replace("METRICS", '["mylab.parts:nearest_share", "mylab.balanced:balanced_accuracy"]')
     text = sweep.replace("budget = {", parts.strip() + "\nbudget = {")
     text = text.replace('confirm = "digits[1400:]" }', 'confirm = "digits[1400:]", sampler = "mylab.parts:in_order" }')

@@ -28,7 +28,7 @@ from orchestrator.sweep.plan.trials import Planned
 from orchestrator.sweep.space import conditions
 
 ROOT = Path(__file__).parents[3]
-DEFAULTS = "c1bbf9944a5b3452"
+DEFAULTS = "0a0ab1dad1f76ea3"
 
 SWEEP: dict[str, Any] = {
     "name": "small",

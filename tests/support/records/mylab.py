@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -322,3 +323,14 @@ def reversed_words(tokens: Tensor, mask: Tensor, words: Tensor, *, pairs: Tensor
 def of_the_longest(tokens: Tensor, mask: Tensor) -> Tensor:
     """Depends on how long other rows are."""
     return torch.where((mask > 0) & (torch.arange(tokens.shape[1]) > 0), tokens + tokens.shape[1], tokens)
+
+
+def unit_rows(training: Tensor) -> Callable[[Tensor], Tensor]:
+    """After training: rows of length 1 around the mean, which no linear map gives."""
+    mean = training.mean(0)
+    return lambda rows: F.normalize(rows - mean, dim=-1)
+
+
+def by_what_is_judged(training: Tensor) -> Callable[[Tensor], Tensor]:
+    """After training: a fault, as the mean is that of the rows that are judged."""
+    return lambda rows: rows - rows.mean(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from jobs.config.after_sections import without_dims
 from orchestrator.statistics import Mode
 from orchestrator.sweep.model import LOWER_IS_BETTER
 
@@ -37,7 +38,7 @@ SECONDS = frozenset(("second", "seconds", "sec", "minute", "hour"))
 def usual(metric: str) -> Mode | None:
     """Return the better direction of a metric by the words of its name: `val_loss`, `nDCG@10`. None where no word is
     known, or where they say both."""
-    if metric in LOWER_IS_BETTER:
+    if without_dims(metric) in LOWER_IS_BETTER:
         return "min"
     if (less := re.match(r"\s*1\s*-\s*(.+)", metric)) is not None:
         return _other(usual(less[1]))
