@@ -1,26 +1,13 @@
-"""Whether the components that jobs name are what they should be, tried before anything runs; in a process of its own.
-
-    python -m jobs.train.components < asked.json      {"asked": [{"kind", "name", "options", "job"}]}
-
-Each is imported, its options are checked, and it is called once on a few random rows. Prints a line of JSON for each:
-`faults`, [key, found, expected] each; `distribution`, [name, version] of installed code, else null.
-"""
+"""What a job trains with, tried on a few random rows: its task, encoder, pooling, loss, optimizer, and where rows come
+from."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
-import os
-import sys
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+import inspect
+from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
-from jobs.config import JobConfig, components, protocols, user_code
-from jobs.config.validation import issues
-from jobs.core.paths import is_folder_here
+from jobs.config import JobConfig, components
 
 FEW = 6
 """Pairs that a component is tried on."""
@@ -34,92 +21,14 @@ MANY = 100
 Issue = tuple[str, str, str]
 
 
-def main() -> None:
-    """Read what is asked, and answer a line for each."""
-    asked = json.loads(sys.stdin.read())["asked"]
-    out, sys.stdout = sys.stdout, sys.stderr  # the code may print
-    for entry in asked:
-        answer = examined(entry["kind"], entry["name"], entry["options"], entry["job"])
-        out.write(json.dumps(answer) + "\n")
-
-
-def examined(kind: str, name: str, options: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:
-    """Check one component of a job. Returns what is wrong with it, and which distribution it comes from."""
-    of = components.KINDS[kind]
-    try:
-        component = components.load(kind, name)
-    except components.ComponentError as error:
-        return _answer([(of.key, "", str(error))])
-    distribution, foreign = _distribution(name)
-    if foreign:
-        return _answer([(of.key, repr(name), foreign)])
-    try:
-        is_loop = kind == "task" and not isinstance(component, type)
-        if not is_loop or hasattr(component, "Options"):  # a loop reads them itself unless it says how
-            components.options(kind, component, options)
-    except ValidationError as error:
-        model = components.options_model(kind, component)
-        table = f"{of.options}.{components.metric_name(name)}" if kind == "metric" else of.options
-        return _answer(
-            [
-                (f"{table}.{issue.key}", issue.found, issue.expected + _known_options(kind, issue.expected, model))
-                for issue in issues(error, model)
-            ],
-            distribution,
-        )
-    try:
-        tried = list(_TRIED[kind](JobConfig.model_validate(job)))
-    except Exception as error:  # noqa: BLE001 - whatever a user's code may raise
-        tried = [
-            (of.key, repr(name), f"fails when it is tried: {type(error).__name__}: {error}{components.line_of(error)}")
-        ]
-    return _answer(tried, distribution)
-
-
-def _answer(wrong: list[Issue], distribution: tuple[str, str] | None = None) -> dict[str, Any]:
-    return {"faults": wrong, "distribution": distribution}
-
-
-def _known_options(kind: str, expected: str, model: type[BaseModel]) -> str:
-    if expected == "is missing":
-        called = ", ".join(protocols.arguments(*components.KINDS[kind].protocols))
-        return (
-            f"; what a component of this kind is called with is named {called}, and every other parameter is an option"
-        )
-    if not expected.startswith("unknown key"):
-        return ""
-    names = ", ".join(model.model_fields)
-    apart = "; an option that one arm alone has is tuned with `when`"
-    return f"; its options: {names}" if names else f"; it has no options{apart}"
-
-
-def _distribution(name: str) -> tuple[tuple[str, str] | None, str]:
-    """Find the distribution that an import path was installed with, or what is wrong with where it comes from."""
-    if not components.is_import_path(name):
-        return None, ""
-    top = name.partition(":")[0].partition(".")[0]
-    file = getattr(sys.modules[top], "__file__", None) or next(iter(getattr(sys.modules[top], "__path__", [])), "")
-    folder = os.environ.get(user_code.HERE)
-    if folder and Path(file).is_relative_to(folder):
-        return None, ""
-    if top == "jobs" or Path(file).is_relative_to(Path(__file__).parents[2] / "jobs"):
-        return None, ""
-    known = importlib.metadata.packages_distributions().get(top, [])
-    if known:
-        return (known[0], importlib.metadata.version(known[0])), ""
-    return None, (
-        f"{top} comes from {Path(file).parent}, which is neither in [code] nor an installed distribution, so it would "
-        f'not be there on another machine; add [code] paths = ["{top}/"] to the sweep'
-    )
-
-
-def _tried_loss(job: JobConfig) -> Iterator[Issue]:
+def try_loss(job: JobConfig) -> Iterator[Issue]:
+    """Try the loss: it gives a number, which has a gradient."""
     import torch
     import torch.nn.functional as F
 
     from jobs.losses import BatchFacts, JobLoss, LossInputs
 
-    width = _embedding_width(job)
+    width = embedding_width(job)
     loss = JobLoss(job, {"embedding_width": width, "data_rows": FEW})
     if loss.row_loss is None:
         yield from _meaningless(job)
@@ -145,31 +54,12 @@ def _tried_loss(job: JobConfig) -> Iterator[Issue]:
         yield "loss.name", repr(job.loss.name), "has no gradient in queries and keys; compute its value from them"
 
 
-def _embedding_width(job: JobConfig) -> int:
+def embedding_width(job: JobConfig) -> int:
     """Return how many columns the embeddings have, or may have where only a pretrained encoder could tell."""
     own, built = job.model, {"resnet": 4, "bert": 1, "vit": 1}
     if own.projection != "none":
         return own.projection_width
     return built[str(own.name)] * own.width if own.name in built else WIDE
-
-
-def _judged_width(job: JobConfig) -> int:
-    """Return how many columns what is judged has before anything is done to it; where only weights could tell that are
-    not here, as many as are asked for, or more."""
-    from jobs.models.pretrained.folder import CONFIG, folder_of
-
-    name = job.model.name or {"image": "vit", "sentence": "bert"}.get(job.task, "")
-    if (job.evaluate.head and job.model.projection != "none") or name in components.builtin_names("encoder"):
-        own = job.model_copy(update={"model": job.model.model_copy(update={"name": name})})
-        if not job.evaluate.head:
-            own = own.model_copy(update={"model": own.model.model_copy(update={"projection": "none"})})
-        return _embedding_width(own)
-    if is_folder_here(name):
-        hidden = json.loads((folder_of(name) / CONFIG).read_text("utf-8")).get("hidden_size")
-        if isinstance(hidden, int):
-            return hidden
-    numbers = (value for value in job.evaluate.after_options.values() if isinstance(value, int))
-    return max(64, *numbers, *job.evaluate.dims)
 
 
 def _meaningless(job: JobConfig) -> Iterator[Issue]:
@@ -184,7 +74,8 @@ def _meaningless(job: JobConfig) -> Iterator[Issue]:
             yield f"loss.{key}", repr(value), expected
 
 
-def _tried_optimizer(job: JobConfig) -> Iterator[Issue]:
+def try_optimizer(job: JobConfig) -> Iterator[Issue]:
+    """Try optimizer and gradient transform: they move a weight."""
     import torch
     from torch import nn
 
@@ -208,7 +99,8 @@ def _tried_optimizer(job: JobConfig) -> Iterator[Issue]:
         yield "optimizer.name", repr(job.optimizer.name), f"leaves every weight as it was after {MANY} steps"
 
 
-def _tried_schedule(job: JobConfig) -> Iterator[Issue]:
+def try_schedule(job: JobConfig) -> Iterator[Issue]:
+    """Try the schedule: it gives shares of the peak rate."""
     from jobs import optim
 
     share = optim.schedule(job.optimizer)
@@ -220,7 +112,7 @@ def _tried_schedule(job: JobConfig) -> Iterator[Issue]:
             return
 
 
-def _tried_augmentation(job: JobConfig) -> Iterator[Issue]:
+def try_augmentation(job: JobConfig) -> Iterator[Issue]:
     """Try the augmentation: no row's view may depend on other rows, which differ by rank and micro-batch."""
     key, name = "augment.name", repr(job.augment.name)
     asked = [what for what in ("images", "tokens") if components.asks_for(_loaded_augmentation(job), what)]
@@ -290,7 +182,8 @@ def _tried_on_images(job: JobConfig) -> Iterator[Issue]:
         yield key, name, "gives an image another view beside other images; a view is of one image and its pair's number"
 
 
-def _tried_sampler(job: JobConfig) -> Iterator[Issue]:
+def try_sampler(job: JobConfig) -> Iterator[Issue]:
+    """Try the sampler: it gives the same rows for the same step."""
     import numpy as np
 
     from jobs.data import batch_rows
@@ -310,7 +203,8 @@ def _tried_sampler(job: JobConfig) -> Iterator[Issue]:
         )
 
 
-def _tried_encoder(job: JobConfig) -> Iterator[Issue]:
+def try_encoder(job: JobConfig) -> Iterator[Issue]:
+    """Try the encoder: it gives a row of numbers for each input."""
     import torch
 
     from jobs.models import build
@@ -331,49 +225,7 @@ def _tried_encoder(job: JobConfig) -> Iterator[Issue]:
         yield "model.name", repr(job.model.name), f"gives {list(embedded.shape)} for two rows, or what is not finite"
 
 
-def _tried_metric(job: JobConfig) -> Iterator[Issue]:
-    import numpy as np
-    import torch
-
-    from jobs.metrics.evaluate import further_metrics
-
-    draw = torch.Generator().manual_seed(0)
-    left, right = (torch.randn(2 * FEW, 16, generator=draw) for _ in range(2))
-    labels = np.arange(2 * FEW) % 2
-    embedded: dict[str, Any] = {"left": left, "right": right, "scores": np.linspace(0, 5, 2 * FEW)}
-    if job.task == "image":
-        embedded = {"references": left, "reference_labels": labels, "queries": right, "query_labels": labels}
-    blocks = np.arange(2 * FEW) % FEW
-    for outcome in further_metrics(job, {}, **embedded).values():
-        if outcome.without is not None:  # as it is computed once more when a training has ended
-            outcome.without(blocks)
-    yield from ()
-
-
-def _tried_after(job: JobConfig) -> Iterator[Issue]:
-    """Try it on embeddings as wide as the job's: what it makes of a row must not depend on the others."""
-    import torch
-
-    from jobs.metrics.judged import map_of
-
-    draw = torch.Generator().manual_seed(0)
-    width, key, name = _judged_width(job), "evaluate.after", repr(job.evaluate.after)
-    training, rows = (torch.randn(count, width, generator=draw, dtype=torch.float64) for count in (2 * FEW, FEW))
-    first, second = (map_of(job, training) for _ in range(2))
-    made, again = first(rows), second(rows)
-    alone = torch.cat([first(rows[at : at + 1]) for at in range(FEW)])
-    if not torch.isfinite(made).all():
-        yield key, name, "gives what is not finite for random rows"
-    elif not torch.equal(made, again):
-        yield key, name, "gave other rows the second time; draw random numbers from the seed alone"
-    elif not torch.allclose(made, alone):
-        yield key, name, "gives a row something else beside other rows; fit to the training rows alone"
-    elif job.evaluate.dims and job.evaluate.dims[-1] > made.shape[1]:
-        few = f"has {job.evaluate.dims[-1]}, and {job.evaluate.after} leaves {made.shape[1]} columns"
-        yield "evaluate.dims", repr(list(job.evaluate.dims)), f"{few}; give at most {made.shape[1]}"
-
-
-def _tried_pooling(job: JobConfig) -> Iterator[Issue]:
+def try_pooling(job: JobConfig) -> Iterator[Issue]:
     """Try the pooling: each row's vector must not depend on the others, nor on what is padding."""
     import torch
 
@@ -402,9 +254,8 @@ def _tried_pooling(job: JobConfig) -> Iterator[Issue]:
         yield key, name, "depends on states where mask is 0, which are padding"
 
 
-def _tried_task(job: JobConfig) -> Iterator[Issue]:
+def try_task(job: JobConfig) -> Iterator[Issue]:
     """Try the task. Of a class only its methods are looked at: `python -m jobs.data` sees what they do with rows."""
-    import inspect
 
     from jobs.config.protocols import Parts
 
@@ -424,41 +275,3 @@ def _tried_task(job: JobConfig) -> Iterator[Issue]:
         asked = list(inspect.signature(own).parameters) if callable(own) else None
         if asked is None or not {*arguments} <= {*asked}:
             yield key, name, f"has no method {method}({', '.join(arguments)}); write one"
-
-
-def _tried_judge(job: JobConfig) -> Iterator[Issue]:
-    """Look at the methods of a judge: `python -m jobs.data` sees what they do with rows."""
-    import inspect
-
-    from jobs.config.protocols import Judge
-
-    component, key, name = components.load("judge", job.judge), "evaluate.judge", repr(job.judge)
-    if not isinstance(component, type):
-        yield key, name, f"is no class; write class {job.judge.rpartition(':')[2]} with methods read and evaluate"
-        return
-    for method, needed in (("read", ["source"]), ("evaluate", ["encode", "rows"])):
-        own = getattr(component, method, None)
-        asked = list(inspect.signature(own).parameters) if callable(own) else None
-        if asked is None or not {*needed} <= {*asked}:
-            _, *arguments = inspect.signature(getattr(Judge, method)).parameters  # without self
-            yield key, name, f"has no method {method}({', '.join(arguments)}); write one"
-
-
-_TRIED = {
-    "task": _tried_task,
-    "loss": _tried_loss,
-    "encoder": _tried_encoder,
-    "augmentation": _tried_augmentation,
-    "pooling": _tried_pooling,
-    "sampler": _tried_sampler,
-    "optimizer": _tried_optimizer,
-    "schedule": _tried_schedule,
-    "transform": _tried_optimizer,
-    "judge": _tried_judge,
-    "after": _tried_after,
-    "metric": _tried_metric,
-}
-
-
-if __name__ == "__main__":
-    main()
