@@ -29,10 +29,25 @@ if TYPE_CHECKING:
 @click.argument("run", nargs=-1)
 @click.option("--into", metavar="FOLDER", help="Folder of the report of several runs, or of one on a cluster.")
 @click.option("--csv", "csv", type=click.Path(path_type=Path), metavar="FILE", help="Results of another trainer.")
-@click.option("--metric", help="Of --csv: the column of the values, or the name of what `value` is.")
-@click.option("--mode", type=click.Choice(["max", "min"]), help="Of --csv: which is better; follows the metric.")
+@click.option(
+    "--metric",
+    multiple=True,
+    help="Of --csv: the column of the values, or the name of what `value` is. Given again: further columns.",
+)
+@click.option(
+    "--mode",
+    type=click.Choice(["max", "min"]),
+    multiple=True,
+    help="Of --csv: which is better; follows the metric. With several metrics once for each, in their order.",
+)
 @click.option("--baseline", metavar="ARM", help="Of --csv, or of OTHER: what is compared with; else the first.")
-@click.option("--smallest-difference", type=float, metavar="X", help="Of --csv: differences below it do not matter.")
+@click.option(
+    "--smallest-difference",
+    type=float,
+    metavar="X",
+    multiple=True,
+    help="Of --csv: differences below it do not matter. With several metrics once for each, in their order.",
+)
 @click.option("--incumbent", metavar="OTHER", help="Ask whether the new arm of RUN beats the baseline of this run.")
 @click.option("--questions", type=click.IntRange(1, 10_000), help="Of --incumbent: how many there may be; 20.")
 @click.option("--arm", metavar="LABEL", help="Of --incumbent: the new arm, where RUN has several.")
@@ -46,10 +61,10 @@ def compare(
     questions: int | None,
     arm: str | None,
     csv: Path | None,
-    metric: str | None,
-    mode: Literal["max", "min"] | None,
+    metric: tuple[str, ...],
+    mode: tuple[Literal["max", "min"], ...],
     baseline: str | None,
-    smallest_difference: float | None,
+    smallest_difference: tuple[float, ...],
     as_json: bool,
     address: str | None,
 ) -> None:
@@ -61,24 +76,30 @@ def compare(
         orchestrator compare runs/temperature runs/flatnce --into both
         orchestrator compare s3://bucket/first-try --address http://HEAD:8265
         orchestrator compare --csv results.csv --metric accuracy --smallest-difference 0.01
+        orchestrator compare --csv results.csv --metric accuracy --metric loss
         orchestrator compare runs/idea-7 --incumbent runs/best --questions 20
 
     FILE has the columns arm, seed and METRIC (or value), and may have row, where each line is a row that was judged.
     Less is better of a METRIC such as loss, error_rate, rmse or latency_s, and more of others, unless --mode says
-    otherwise; the answer says which way it took.
+    otherwise; the answer says which way it took. Several metrics are one family: one wrong claim in all of them has a
+    chance of 0.05.
     Of several runs, each keeps the verdict of its own plan; below them is one table of all arms, in which the arms of
     the later runs are compared with the first run's baseline. The report of one run lies in it, that of several in
     runs/compared/A+B; with --address it is brought here, into NAME-report. With --incumbent the number of questions is
     fixed by the first and stored with OTHER, and all of them together keep noise once in twenty.
     """
-    of_csv = {"--metric": metric, "--mode": mode, "--smallest-difference": smallest_difference}
-    of_incumbent = {"--questions": questions, "--arm": arm}
+    of_csv: dict[str, object] = {
+        "--metric": metric or None,
+        "--mode": mode or None,
+        "--smallest-difference": smallest_difference or None,
+    }
+    of_incumbent: dict[str, object] = {"--questions": questions, "--arm": arm}
     (of_csv if incumbent is None else of_incumbent)["--baseline"] = baseline
     places = {"--into": into, "--address": address}
     if wrong := _mixed(run, csv, incumbent, of_csv=of_csv, of_incumbent=of_incumbent, places=places):
         raise click.UsageError(wrong)
-    if csv is not None and metric is not None:
-        _compare_csv(csv, metric, mode, baseline, smallest_difference or 0.0, as_json=as_json)
+    if csv is not None:
+        _compare_csv(csv, metric, mode, baseline, smallest_difference, as_json=as_json)
         return
     if incumbent is not None:
         if address is not None:
@@ -165,18 +186,29 @@ def _ask(
 
 def _compare_csv(
     path: Path,
-    metric: str,
-    mode: Literal["max", "min"] | None,
+    metrics: Sequence[str],
+    modes: Sequence[Literal["max", "min"]],
     baseline: str | None,
-    smallest: float,
+    smallest: Sequence[float],
     *,
     as_json: bool,
 ) -> None:
     from orchestrator import report
 
-    if not 0 <= smallest < float("inf"):
-        raise click.UsageError(f"--smallest-difference {smallest}: give a number, 0 or more")
-    answer = report.judge(path, report.Asked(metric, mode, baseline, smallest))
+    for own in smallest:
+        if not 0 <= own < float("inf"):
+            raise click.UsageError(f"--smallest-difference {own}: give a number, 0 or more")
+    for option, given in (("--mode", modes), ("--smallest-difference", smallest)):
+        if given and len(given) != len(metrics):
+            raise click.UsageError(
+                f"{option} is given {len(given)} times, and --metric {len(metrics)} times; give it once for each "
+                "metric, in their order, or not at all"
+            )
+    asked = [
+        report.Asked(name, modes[k] if modes else None, baseline, smallest[k] if smallest else 0.0)
+        for k, name in enumerate(metrics)
+    ]
+    answer = report.judge(path, *asked)
     if as_json:
         print_json(versioned("compare", answer.to_json()))
     else:

@@ -80,7 +80,9 @@ def print_plan(made: Plan, estimate: Estimate, power: Sequence[Power], probe: st
     same = [key for key in (*BUDGETS, "negatives_per_anchor") if key not in differs and first.get(key) is not None]
     shown = ", ".join(f"{key.replace('_', ' ')} {shown_arm(first[key])}" for key in same)
     echo(f"\nequal in every arm: {shown or 'none of samples, steps, seconds, negatives per anchor'}")
-    echo(f"metric:    {made.sweep.metric.name} ({made.sweep.metric.mode})")
+    metrics, also = made.sweep.metric.every, made.sweep.metric.also
+    then = "; tuning looks at the first, and all are one family of the verdict" if also else ""
+    echo(f"metric:    {', '.join(f'{metric.name} ({metric.mode})' for metric in metrics)}{then}")
     contrasts = [f"{a} against {b}" for a, b in made.contrasts]
     count = f"{len(contrasts):,}: " if len(contrasts) > MOST_LISTED else ""
     echo(f"contrasts: {count}{listed(contrasts)}")
@@ -100,8 +102,10 @@ def print_plan(made: Plan, estimate: Estimate, power: Sequence[Power], probe: st
     task = str(made.sweep.job.get("task"))
     is_own_loop = is_import_path(task) and not is_class(task)  # which no probe can run
     echo(f"time:      {time_line(estimate, None if is_own_loop else probe)}")
-    for line in power_lines(power, made.sweep.metric.smallest_difference):
-        echo(line)
+    for metric in metrics:
+        own = [contrast for contrast in power if contrast.metric in ("", metric.name)]
+        for line in power_lines(own, metric.smallest_difference, by=metric.name if also else ""):
+            echo(line)
     echo(f"smallest p reachable: {max(made.smallest_p, 1e-5):.4g}")
     for warning in (*made.warnings, *estimate.notes):
         echo(f"note: {visible(warning)}")
@@ -116,12 +120,13 @@ def _basis(basis: Basis) -> str:
         return " (the fewest that can reach the level, if all agree)"
     if basis["rule"] == "enough" and basis.get("sd") is None:
         return f" (enough: {basis['n']}, as it is not known what they would find)"
-    return f" (enough, by the spread in {basis.get('source')})" if basis["rule"] == "enough" else ""
+    of = f" of {by}" if (by := basis.get("metric")) else ""
+    return f" (enough, by the spread{of} in {basis.get('source')})" if basis["rule"] == "enough" else ""
 
 
-def power_lines(power: Sequence[Power], smallest_difference: float) -> list[str]:
+def power_lines(power: Sequence[Power], smallest_difference: float, *, by: str = "") -> list[str]:
     """Say what the seeds of each contrast can show and what they take, in a line for contrasts of which the same is
-    known. What is found is rounded up, so that the figure is enough."""
+    known. What is found is rounded up, so that the figure is enough. by: the metric, where there are several."""
     groups: dict[tuple[object, ...], list[Power]] = {}
     for contrast in power:
         groups.setdefault((contrast.n, contrast.spread, contrast.needed), []).append(contrast)
@@ -130,7 +135,7 @@ def power_lines(power: Sequence[Power], smallest_difference: float) -> list[str]
         first, others = own[0], len(own) - 1
         which = f" ({first.a} against {first.b}{f' and {others} more' if others else ''})" if len(groups) > 1 else ""
         hours = _hours(own, smallest_difference)
-        of = f"power:     {counted(first.n, first.unit)}"
+        of = f"power:     {f'by {by}, ' if by else ''}{counted(first.n, first.unit)}"
         if not isfinite(first.detectable):
             lines.append(f"{of} cannot find any difference{which}; a pilot tells the sd, no more{hours}")
             continue

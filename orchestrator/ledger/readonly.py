@@ -79,6 +79,8 @@ class Finished:
     result: TrialResult
     started: float
     ended: float
+    further: tuple[str, ...] = ()
+    """Names of the further metrics that the run is judged by."""
 
 
 def finished(url: str, *, confirmed: bool = False) -> list[Finished]:
@@ -112,6 +114,7 @@ def _trials(runs: Mapping[str, Row], rows: Sequence[Row]) -> list[Finished]:
         for uuid, run in runs.items()
         for sweep in [_object(run.sweep)]
     }  # fmt: skip
+    further = {uuid: _further_metrics(_object(run.sweep)) for uuid, run in runs.items()}
     attempts: dict[tuple[str, str], list[Row]] = {}
     for row in reversed(rows):
         attempts.setdefault((row.run, row.id), []).append(row)
@@ -125,6 +128,7 @@ def _trials(runs: Mapping[str, Row], rows: Sequence[Row]) -> list[Finished]:
             TrialResult.of(_object(last.result)),
             last.started,
             last.ended,
+            further[last.run],
         )
         for of_trial in attempts.values()
         for last in of_trial[-1:]
@@ -147,6 +151,12 @@ def _gpus_per_rank(sweep: JsonObject) -> float:
 def _metric(sweep: JsonObject) -> str:
     metric = sweep.get("metric")
     return str(metric.get("name", "")) if isinstance(metric, dict) else ""
+
+
+def _further_metrics(sweep: JsonObject) -> tuple[str, ...]:
+    metric = sweep.get("metric")
+    also = metric.get("also") if isinstance(metric, dict) else None
+    return tuple(str(own.get("name", "")) for own in (also if isinstance(also, list) else ()) if isinstance(own, dict))
 
 
 def _contrasts(sweep: JsonObject) -> tuple[tuple[str, str], ...]:

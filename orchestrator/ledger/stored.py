@@ -21,6 +21,8 @@ class MetricTable(TypedDict, total=False):
     name: Required[str]
     mode: Literal["max", "min"]
     smallest_difference: float
+    also: list[MetricTable]
+    """Further ones, by which arms are judged too."""
 
 
 class ArmTable(TypedDict, total=False):

@@ -8,11 +8,12 @@ chi-squared below which one in five samples falls.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, sqrt
 from statistics import stdev
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, NotRequired, TypedDict
 
 from jobs.config import canonical
 from jobs.config.components import is_import_path
@@ -73,6 +74,8 @@ class PowerSummary(TypedDict):
     """Hours of a rank for the confirm trials of both arms, with looks up to the last; None where no time is known."""
     needed_rank_hours: float | None
     """The same, for as many seeds as are needed."""
+    metric: NotRequired[str]
+    """By which the contrast is judged, where it is judged by several."""
 
 
 @dataclass(frozen=True)
@@ -97,17 +100,20 @@ class Power:
     """Hours of a rank for the confirm trials of both arms; None where no time is known."""
 
     needed_rank_hours: float | None = None
+    metric: str = ""
+    """By which the contrast is judged, where it is judged by several; else empty."""
 
     def to_json(self) -> PowerSummary:
         """Return the record as JSON."""
         is_known = self.spread is not None and self.unit == "seed"
         sd, source = (self.spread.sd, self.spread.origin) if self.spread and is_known else (None, None)
         found = self.detectable if isfinite(self.detectable) else None
-        return {
+        record: PowerSummary = {
             "a": self.a, "b": self.b, "n": self.n, "sd": sd, "detectable": found, "needed": self.needed,
             "source": source, "unit": self.unit, "rank_hours": self.rank_hours,
             "needed_rank_hours": self.needed_rank_hours,
         }  # fmt: skip
+        return record | {"metric": self.metric} if self.metric else record
 
 
 def known() -> Spreads:
@@ -120,30 +126,34 @@ def planned(sweep: Sweep, spreads: Spreads) -> Plan:
     made = planning.make(sweep)
     if sweep.confirm.seeds != "enough":
         return made
-    like = [contrast.spread for contrast in power(made, spreads) if contrast.spread]
-    widest = max(like, key=lambda spread: spread.sd, default=None)
-    return made if widest is None else planning.make(sweep, (widest.sd, widest.origin))
+    known: dict[str, planning.SpreadOf] = {}
+    for found in power(made, spreads):
+        name, own = found.metric or sweep.metric.name, found.spread
+        if own is not None and (name not in known or own.sd > known[name].sd):
+            known[name] = planning.SpreadOf(own.sd, own.origin)
+    return planning.make(sweep, known) if known else made
 
 
 def power(plan: Plan, spreads: Spreads, estimate: Estimate | None = None) -> list[Power]:
-    """Compute what the seeds of every contrast that is tested can show, and what they take. estimate: what a trial of
-    each arm takes; None: not asked for."""
+    """Compute what the seeds of every contrast that is tested can show, by each metric, and what they take. estimate:
+    what a trial of each arm takes; None: not asked for."""
     from orchestrator.statistics import levels
     from orchestrator.statistics.power import detectable, seeds_to_find
 
-    tested, smallest, seeds = plan.tested, plan.sweep.metric.smallest_difference, len(plan.units)
-    if not tested:
+    metric, seeds = plan.sweep.metric, len(plan.units)
+    if not plan.tested:
         return []
-    alpha, found = levels(len(tested), smallest).difference, []
-    effect = detectable(seeds, alpha, len(tested))
+    tests = planning.family_of(plan.sweep, len(plan.tested))
+    alpha, found = levels(tests, max(metric.smallest_differences)).difference, []
+    effect = detectable(seeds, alpha, tests)
     is_of_repeats, hours = plan.repeats >= planning.REPEATS_AS_UNITS, _hours(estimate)
-    for a, b in tested:
-        kind = _kind([_job(plan, arm) for arm in (a, b)], plan.sweep.metric.name)
+    for own, (a, b) in itertools.product(metric.every, plan.tested):
+        kind = _kind([_job(plan, arm) for arm in (a, b)], own.name)
         like = [spread for other, spread in spreads if other == kind]
         widest = max(like, key=lambda spread: spread.sd, default=None)
-        needed = None
+        needed, smallest = None, own.smallest_difference
         if widest and smallest > 0 and not is_of_repeats:  # single seeds tell nothing of means that share a tuning
-            needed = seeds_to_find(smallest / widest.sd, alpha, len(tested))
+            needed = seeds_to_find(smallest / widest.sd, alpha, tests)
         pair = hours[a] + hours[b] if a in hours and b in hours else None
         found.append(
             Power(
@@ -156,6 +166,7 @@ def power(plan: Plan, spreads: Spreads, estimate: Estimate | None = None) -> lis
                 "repeat" if is_of_repeats else "seed",
                 None if pair is None else len(plan.confirm_seeds) * pair,
                 None if pair is None or needed is None else needed * pair,
+                own.name if metric.also else "",
             )
         )
     return found
@@ -177,8 +188,7 @@ def _of_run(origin: str, trials: Sequence[Finished]) -> Iterator[tuple[str, Spre
     by_arm: dict[str, dict[object, Finished]] = {}
     for trial in trials:
         by_arm.setdefault(trial.arm, {})[trial.job.get("seed")] = trial
-    metric = trials[0].metric
-    for a, b in trials[0].contrasts:
+    for metric, (a, b) in itertools.product((trials[0].metric, *trials[0].further), trials[0].contrasts):
         left, right = by_arm.get(a, {}), by_arm.get(b, {})
         pairs = [(left[seed], right[seed]) for seed in left.keys() & right.keys()]
         values = [(x.result.metrics.get(metric), y.result.metrics.get(metric)) for x, y in pairs]

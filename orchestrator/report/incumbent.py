@@ -73,6 +73,8 @@ class Answer:
     """Seeds on which both trained."""
     diverged_sides: list[Literal["new", "incumbent"]] = field(default_factory=list)
     """Those that diverged in at least half of the seeds: then nothing is kept."""
+    metric: str = ""
+    """By which it was asked, where a run is judged by several: the first; else empty."""
 
     @property
     def sentence(self) -> str:
@@ -88,15 +90,17 @@ class Answer:
             who = " and ".join(names[side] for side in self.diverged_sides)
             fell = f"{who} diverged in at least half of the seeds, so that nothing is compared"
             return f"Discard {self.arm}: {fell} (question {self.question} of {self.questions})."
+        by = f" by {self.metric}" if self.metric else ""
         if not self.keep:
-            return f"Discard {self.arm}: it is not shown to beat {self.incumbent}: {evidence_}."
-        return (
-            f"Keep {self.arm}: it beats {self.incumbent}: {evidence_}. Confirm it on fresh seeds before the next one."
-        )
+            return f"Discard {self.arm}: it is not shown to beat {self.incumbent}{by}: {evidence_}."
+        kept = f"Keep {self.arm}: it beats {self.incumbent}{by}: {evidence_}"
+        return f"{kept}. Confirm it on fresh seeds before the next one."
 
     def to_json(self) -> JsonObject:
         """Return the answer as JSON."""
         plain: JsonObject = json.loads(json.dumps(asdict(self)))
+        if not self.metric:
+            del plain["metric"]
         return plain | {"sentence": self.sentence}
 
 
@@ -112,9 +116,10 @@ def ask(
 
     arm: of the new run; its only one that is not the baseline's objective unless given. baseline: arm of the other run,
     such as the one that was kept; its first contrast's baseline unless given. questions: how many there may be, as
-    fixed by the first. A question that was asked has its answer, and costs no other one; it is known by the new run,
-    its arm and the other run's arm. What is kept is recorded with the new run. Raises RunError where it cannot be
-    asked, such as against an arm that was kept by the seeds at hand, and then it is not counted; LedgerError.
+    fixed by the first. Of several metrics the first is asked. A question that was asked has its answer, and costs no
+    other one; it is known by the new run, its arm and the other run's arm. What is kept is recorded with the new run.
+    Raises RunError where it cannot be asked, such as against an arm that was kept by the seeds at hand, and then it is
+    not counted; LedgerError.
     """
     sides = {"new": evidence.summarize(new), "incumbent": evidence.summarize(incumbent)}
     compatibility.refuse(sides, {name: compatibility.planned_jobs(of.run.sweep) for name, of in _both(new, incumbent)})
@@ -246,6 +251,7 @@ def _judge(
         mode=old.mode,
         n_trained=result.n_trained,
         diverged_sides=fell,
+        metric=old.metric if any(side.metrics for side in sides.values()) else "",
     )
 
 

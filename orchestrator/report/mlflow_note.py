@@ -13,8 +13,9 @@ from jobs.core.plain import beginning
 from orchestrator.report.naming import as_labelled
 from orchestrator.report.render import page
 from orchestrator.report.summary.records import Answer
+from orchestrator.report.summary.records.views import by_each
 from orchestrator.report.tables import content, grids
-from orchestrator.report.tables.blocks import Grid
+from orchestrator.report.tables.blocks import Block, Grid, Paragraph
 
 MOST_ROWS, MOST_NOTES = 12, 5
 """Of a table, and of what a reader should know: beyond, the report has them."""
@@ -25,8 +26,8 @@ LONGEST = 4200
 LONGEST_QUESTION, LONGEST_SENTENCE = 500, 1500
 """Characters of what stands above the tables."""
 
-LONGEST_LABEL = 100
-"""Characters of a label in a metric's name."""
+LONGEST_LABEL, LONGEST_METRIC = 100, 30
+"""Characters of a label, and of a further metric, in a metric's name."""
 
 
 def note(answer: Answer) -> str:
@@ -37,7 +38,10 @@ def note(answer: Answer) -> str:
 
 def _note(answer: Answer, rows: int, *, notes: int = MOST_NOTES) -> str:
     names = as_labelled(answer.arms)
-    shown = [_short(grids.comparisons(answer, names), rows), _short(grids.arms(answer, names), rows)]
+    shown: list[Block] = []
+    for view in by_each(answer):
+        shown += [Paragraph(f"By {view.metric}:")] if answer.metrics else []
+        shown += [_short(grids.comparisons(view, names), rows), _short(grids.arms(view, names), rows)]
     question, sentence = beginning(answer.question, LONGEST_QUESTION), beginning(answer.sentence, LONGEST_SENTENCE)
     whole = page.markdown(content.Page(question, "", [sentence], "", answer.notes[:notes], shown))
     # The page folds a description after its first lines: no room for a heading.
@@ -52,10 +56,14 @@ def numbers(answer: Answer) -> dict[str, float]:
     have."""
     named = metric_names([arm.label for arm in answer.arms])
     metrics = {f"mean/{named[arm.label]}": arm.mean for arm in answer.arms}
-    for result in (comparison.result for comparison in answer.comparisons):
-        if result.n:
-            pair = f"{named[result.a]} - {named[result.b]}"
-            metrics |= {f"delta/{pair}": result.delta, f"p_adjusted/{pair}": result.p_adjusted}
+    for view in by_each(answer):
+        # Of further metrics with the metric in front, so that the first one's names are those of a single one.
+        by = "" if view.metric == answer.metric else f"{_hashed_if_long(view.metric)}/"
+        metrics |= {f"{by}mean/{named[arm.label]}": arm.mean for arm in view.arms} if by else {}
+        for result in (comparison.result for comparison in view.comparisons):
+            if result.n:
+                pair = f"{named[result.a]} - {named[result.b]}"
+                metrics |= {f"{by}delta/{pair}": result.delta, f"{by}p_adjusted/{pair}": result.p_adjusted}
     return {key: value for key, value in metrics.items() if value is not None}
 
 
@@ -68,8 +76,17 @@ def metric_names(labels: Sequence[str]) -> dict[str, str]:
     return {label: _hashed(label, name) if label in long else name for label, name in plain.items()}
 
 
+def _hashed_if_long(metric: str) -> str:
+    """Shorten a metric's name, so that what follows it has room: 250 characters are all that MLflow takes."""
+    return metric if len(metric) <= LONGEST_METRIC else f"{metric[: LONGEST_METRIC - 9]}-{_digest(metric)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
 def _hashed(label: str, name: str) -> str:
-    return f"{name[: LONGEST_LABEL - 9]}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
+    return f"{name[: LONGEST_LABEL - 9]}-{_digest(label)}"
 
 
 def _apart(line: str) -> str:

@@ -25,6 +25,7 @@ from orchestrator.session.schedule import (
 from orchestrator.session.schedule.stopping import Setting
 from orchestrator.statistics import Interval
 from orchestrator.statistics.pairing import paired
+from orchestrator.sweep.model.metric import OneMetric
 from orchestrator.sweep.plan import Plan
 from orchestrator.sweep.plan.swaps import Swap
 from orchestrator.sweep.values import Settings
@@ -82,15 +83,19 @@ class SwapSummary:
     """`either`: both intervals leave out 0, on one side. `depends`: not so. `diverged`: a pair did, so there is no
     interval. `incomplete`: pairs are missing. `none`: of one setting there is nothing that the other arm can take."""
 
+    metric: str = ""
+    """By which they are compared, where there are several; else empty."""
+
     def to_json(self) -> JsonObject:
         """Return the record as JSON."""
-        return {**asdict(self)}
+        return {key: value for key, value in asdict(self).items() if value or key != "metric"}
 
 
 def swapped(
     plan: Plan, trials: Sequence[Trial], frozen: Mapping[str, Settings], untuned: Collection[str]
 ) -> list[SwapSummary]:
-    """Compare arms at each other's setting. frozen: settings of the arms. untuned: arms that will have none."""
+    """Compare arms at each other's setting, by each metric. frozen: settings of the arms. untuned: arms that will have
+    none."""
     confirmed: dict[str, list[Trial]] = {}
     for trial in trials:
         if trial.stage == "confirm" and trial.seed in plan.confirm_seeds:
@@ -104,8 +109,10 @@ def swapped(
         confirmed,
         stopped_arms(trials),
         stopped_swaps(trials),
+        plan.sweep.metric,
     )
-    return [_summary(run, swap) for swap in plan.swaps]
+    runs = [replace(run, metric=metric) for metric in plan.sweep.metric.every]
+    return [_summary(of_metric, swap) for of_metric in runs for swap in plan.swaps]
 
 
 def _summary(run: _Run, swap: Swap) -> SwapSummary:
@@ -115,7 +122,7 @@ def _summary(run: _Run, swap: Swap) -> SwapSummary:
     verdict = _verdict(at, p, swapped=not any(side.is_own for side in sides))
     if verdict not in ("either", "depends"):  # whatever is there by now would be tested again and again
         p, at = None, [replace(one, p=None) for one in at]
-    return SwapSummary(swap.a, swap.b, swap.keys, at, p, verdict)
+    return SwapSummary(swap.a, swap.b, swap.keys, at, p, verdict, run.metric.name if run.plan.sweep.metric.also else "")
 
 
 def _verdict(at: Sequence[SettingSummary], p: float | None, *, swapped: bool) -> Verdict:
@@ -143,6 +150,8 @@ class _Run:
     """Arms."""
     unswapped: Collection[Setting]
     """Settings of others at which an arm is stopped."""
+    metric: OneMetric
+    """By which the arms are compared."""
 
 
 @dataclass(frozen=True)
@@ -179,9 +188,11 @@ class _Side:
     def pairs(self) -> list[statistics.Pair]:
         """Those that have ended."""
         plan, labels = self.run.plan, (self.swap.a, self.swap.b)
-        values = {label: _values(self.trials[label]) for label in labels}
+        metric, sweep = self.run.metric, plan.sweep
+        further = None if metric.name == sweep.metric.name else metric.name
+        values = {label: _values(self.trials[label], further) for label in labels}
         fallen = statistics.Divergence({label: _diverged(self.trials[label]) for label in labels})
-        return paired(values, fallen, labels, plan.confirm_seeds, plan.sweep.metric.mode)
+        return paired(values, fallen, labels, plan.confirm_seeds, metric.mode)
 
     @property
     def differences(self) -> list[float]:
@@ -262,8 +273,8 @@ class _Side:
         return f"{self.other} is stopped{'' if self.other in run.stopped else ' there'}"
 
 
-def _values(trials: Sequence[Trial]) -> dict[int, float]:
-    return {seed: value for own in confirming.values(trials).values() for seed, value in own.items()}
+def _values(trials: Sequence[Trial], metric: str | None) -> dict[int, float]:
+    return {seed: value for own in confirming.values(trials, metric).values() for seed, value in own.items()}
 
 
 def _diverged(trials: Sequence[Trial]) -> set[int]:

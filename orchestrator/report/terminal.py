@@ -12,6 +12,7 @@ from rich.text import Text
 from orchestrator.report.formatting import NOTHING, count, interval, probability, quantity, signed, value
 from orchestrator.report.naming import Names, names_of
 from orchestrator.report.summary.records import Answer, MultiRunSummary, Summary
+from orchestrator.report.summary.records.views import by_each
 from orchestrator.report.summary.sentences import about, deciding_p, seeds_needed, swap_sentence, verdict_of
 from orchestrator.system.display import counted
 
@@ -22,6 +23,19 @@ MOST_ROWS = 40
 def table(answer: Answer) -> RenderableType:
     """Build the tables of the arms and of the comparisons, the notes and the verdict. Fits 80 columns. Of very many
     comparisons it shows those that say something, in their order, and then others."""
+    names, tables = names_of(answer.arms), []
+    for view in by_each(answer):
+        tables += [*_arms(view), *_comparisons(view, names, by=f", {view.metric}" if answer.metrics else "")]
+    notes = [Text(f"note: {note}") for note in answer.notes]
+    return Group(
+        *tables,
+        *notes,
+        *(_swaps(answer, names) if isinstance(answer, Summary) else ()),
+        Text(answer.sentence, style="bold"),
+    )
+
+
+def _arms(answer: Answer) -> list[RenderableType]:
     arms = Table(box=SIMPLE_HEAD, title=Text(f"{answer.metric} by arm"), title_justify="left", padding=(0, 1))
     arms.add_column("arm", overflow="fold", min_width=12)
     for heading in ("n", "mean", "95% interval", "diverged", "pairs/s", "peak MB"):
@@ -36,8 +50,12 @@ def table(answer: Answer) -> RenderableType:
             quantity(arm.samples_per_second),
             quantity(arm.peak_memory_mb),
         )
-    comparisons = Table(box=SIMPLE_HEAD, title=Text("paired differences"), title_justify="left", padding=(0, 1))
-    names = names_of(answer.arms)
+    return _whole(arms, len(answer.arms), "arm")
+
+
+def _comparisons(answer: Answer, names: Names, *, by: str) -> list[RenderableType]:
+    title = Text(f"paired differences{by}")
+    comparisons = Table(box=SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1))
     comparisons.add_column("a against b", overflow="fold", min_width=12)
     for heading in ("mean", "interval", "p"):
         comparisons.add_column(heading, justify="right", no_wrap=True)
@@ -59,14 +77,7 @@ def table(answer: Answer) -> RenderableType:
             *([NOTHING if (needed := seeds_needed(result)) is None else about(needed)] if has_needed else []),
             verdict_of(comparison, answer.smallest_difference),
         )
-    notes = [Text(f"note: {note}") for note in answer.notes]
-    return Group(
-        *_whole(arms, len(answer.arms), "arm"),
-        *_whole(comparisons, len(shown), "comparison"),
-        *notes,
-        *(_swaps(answer, names) if isinstance(answer, Summary) else ()),
-        Text(answer.sentence, style="bold"),
-    )
+    return _whole(comparisons, len(shown), "comparison")
 
 
 def _swaps(answer: Summary, names: Names) -> Iterator[Text]:
@@ -75,7 +86,8 @@ def _swaps(answer: Summary, names: Names) -> Iterator[Text]:
     if len(shown) > MOST_ROWS:
         shown.sort(key=lambda swap: swap.verdict in ("incomplete", "none"))
     for swap in shown[:MOST_ROWS]:
-        yield Text(f"beside the verdict, each at the other's setting: {swap_sentence(swap, names)}")
+        by = f", by {swap.metric}" if swap.metric else ""
+        yield Text(f"beside the verdict, each at the other's setting{by}: {swap_sentence(swap, names)}")
     if left := len(shown[MOST_ROWS:]):
         yield Text(f"and {counted(left, 'more comparison')} at each other's setting; --json has all")
 

@@ -35,11 +35,13 @@ def parts_of(
     files: RowFiles | None,
     units: Iterable[tuple[int, ...]] = (),
 ) -> list[VarianceParts]:
-    """Find where the uncertainty of each comparison comes from. trials: label of an arm -> its confirm trials. files:
-    what they have kept row by row; None where that is not asked for. units: the seeds of each pair, where it is of
-    several and bears the name of the first."""
+    """Find where the uncertainty of each comparison comes from. trials: label of an arm -> its confirm trials. metric:
+    the first, which is the trials' own. smallest_difference: the largest of all metrics. files: what they have kept row
+    by row; None where that is not asked for. units: the seeds of each pair, where it is of several and bears the name
+    of the first."""
     level = level_of(compared, smallest_difference)
-    rows = None if files is None else _Rows(files, metric)
+    judges = {name: _Judge(name, is_first=name == metric) for name in {result.metric or metric for result in compared}}
+    rows_of = {} if files is None else {name: _Rows(files, judge) for name, judge in judges.items()}
     of_arm = {arm: {trial.seed: trial for trial in own} for arm, own in trials.items()}
     seeds_of = {seeds[0]: seeds for seeds in units}
     said = []
@@ -48,9 +50,10 @@ def parts_of(
         if is_measured(result):
             seeds = [seed for name in result.seeds for seed in seeds_of.get(name, (name,))]
             a, b = ([of_arm[arm][seed] for seed in seeds] for arm in (result.a, result.b))
-            known = None if rows is None else rows.variance(a, b)
+            name = result.metric or metric
+            known = rows_of[name].variance(a, b) if rows_of else None
             parts = of_rows.parts([pair.difference for pair in result.pairs], known, level)
-            parts = replace(parts, settings=_by_settings(a, b))
+            parts = replace(parts, settings=_by_settings(a, b, judges[name]))
         said.append(parts)
     return said
 
@@ -64,6 +67,18 @@ def level_of(compared: Sequence[statistics.Comparison], smallest_difference: flo
 def is_measured(result: statistics.Comparison) -> bool:
     """Return whether a comparison is tested and has a mean difference."""
     return result.p is not None and result.delta is not None
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """A metric, and where a trial has it."""
+
+    metric: str
+    is_first: bool
+
+    def value(self, trial: Trial) -> float | None:
+        """Return what the trial came to by the metric."""
+        return trial.metric if self.is_first else trial.metrics.get(self.metric)
 
 
 @dataclass(frozen=True)
@@ -81,8 +96,8 @@ class _Side:
 class _Rows:
     """What the rows of trials say of one metric; each file is read once."""
 
-    def __init__(self, files: RowFiles, metric: str) -> None:
-        self._files, self._metric = files, metric
+    def __init__(self, files: RowFiles, judge: _Judge) -> None:
+        self._files, self._judge = files, judge
         self._sides: dict[tuple[str, ...], _Side | None] = {}
 
     def variance(self, a: Sequence[Trial], b: Sequence[Trial]) -> RowVariance | None:
@@ -90,8 +105,8 @@ class _Rows:
         the metric, or not of the same ones."""
         if any(trial.came_to.rows is None for trial in (*a, *b)):
             return None
-        made_of: list[JsonValue] = [[trial.came_to.rows, trial.metric] for trial in (*a, *b)]
-        key = key_of(self._metric, made_of)
+        made_of: list[JsonValue] = [[trial.came_to.rows, self._judge.value(trial)] for trial in (*a, *b)]
+        key = key_of(self._judge.metric, made_of)
         is_known, value = self._files.recall(key)
         if is_known and value is None:
             return None
@@ -121,11 +136,11 @@ class _Rows:
         metrics: list[MetricRows] = []
         for trial, content in zip(trials, contents, strict=True):
             try:
-                kept = kept_rows.decode(content, self._metric)
+                kept = kept_rows.decode(content, self._judge.metric)
             except ValueError:
                 return None
             is_whole = kept is not None and (kept.values is not None or kept.without is not None)
-            if kept is None or not is_whole or not _is_close(kept.value, trial.metric):
+            if kept is None or not is_whole or not _is_close(kept.value, self._judge.value(trial)):
                 return None
             metrics.append(kept)
         first = metrics[0]
@@ -163,11 +178,12 @@ def _read(value: JsonValue) -> RowVariance | None:
     return None
 
 
-def _by_settings(a: Sequence[Trial], b: Sequence[Trial]) -> float | None:
+def _by_settings(a: Sequence[Trial], b: Sequence[Trial], judge: _Judge) -> float | None:
     """Compute how much of the variance by seeds is due to settings that were tuned apart; None where all have one, or
     each its own."""
     labels = list(zip(_settings(a), _settings(b), strict=True))
-    apart = [x.metric - y.metric for x, y in zip(a, b, strict=True) if x.metric is not None and y.metric is not None]
+    values = [(judge.value(x), judge.value(y)) for x, y in zip(a, b, strict=True)]
+    apart = [x - y for x, y in values if x is not None and y is not None]
     return of_rows.between(apart, labels) if len(apart) == len(labels) else None
 
 

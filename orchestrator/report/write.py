@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -40,7 +41,7 @@ def write(ledger: Ledger, folder: Path, rows: RowFiles | None = None, pages: Seq
         summary = evidence.summarize(ledger, rows)
         table = parquet.table({summary.sweep: ledger})
         words = content.page(summary, ledger.run.sweep, parquet.columns(table.schema), _mlflow(ledger, pages))
-        _put(folder, words, plots.draw(summary, evidence.curves(ledger, summary), evidence.space(ledger)), table, rows)
+        _put(folder, words, plots.draw(summary, partial(evidence.curves, ledger), evidence.space(ledger)), table, rows)
     return summary
 
 
@@ -52,7 +53,7 @@ def write_several(named: Mapping[str, Ledger], folder: Path, rows: RowFiles | No
         table = parquet.table(named)
         sweeps = {name: ledger.run.sweep for name, ledger in named.items()}
         words = content.multi_run_page(summary, sweeps, parquet.columns(table.schema))
-        _put(folder, words, plots.draw(summary, multi_run.curves(named, summary)), table, rows)
+        _put(folder, words, plots.draw(summary, partial(multi_run.curves, named)), table, rows)
     return summary
 
 
@@ -96,8 +97,9 @@ def _put(
                 os.fsync(handle.fileno())
         for file in files:
             file.replace(folder / file.name)
-        for old in {f"{name}.png" for name in plots.NAMES} - {file.name for file in files}:
-            (folder / old).unlink(missing_ok=True)
+        for old in [file for file in folder.glob("*.png") if plots.is_of_a_report(file.name)]:
+            if old.name not in {file.name for file in files}:
+                old.unlink(missing_ok=True)
 
 
 def _sweep_up(folder: Path) -> None:

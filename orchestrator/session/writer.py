@@ -241,7 +241,11 @@ class Writer:
         if result is None:
             return
         diverged = result["outcome"] == "diverged"
-        if not diverged and (wrong := wrong_metric(metric, result["metrics"])) is not None:
+        judged = [own.name for own in self._plan.sweep.metric.every]
+        if self._trials[dispatch.trial].stage == "tune":  # which looks at the first alone
+            judged = judged[:1]
+        wrong = None if diverged else next(filter(None, (wrong_metric(own, result["metrics"]) for own in judged)), None)
+        if wrong is not None:
             self._fail(dispatch, Failure("user_error", None, wrong, ""))
             return
         value = None if diverged else result["metrics"][metric]

@@ -9,6 +9,10 @@ brings is subtracted. Three questions are asked of the differences d, in this or
    differences of a seed could as well all have the other sign.
 3. Else we do not know: `inconclusive` is an answer.
 
+By several metrics a contrast is as many questions: the differences of a seed by all metrics flip together, so all
+contrasts by all metrics are one family, and what follows of contrasts holds of these. Whether a difference is too small
+to matter is asked by the metrics that declare a smallest difference.
+
 A sweep as a whole makes a wrong claim with a chance of at most 0.05: 0.04 for better or worse and 0.01 for equivalent,
 or 0.05 for either where there is one contrast, which cannot be wrong in both ways, or where no smallest difference was
 declared, so that nothing can be equivalent. Any wrong claim as measured by `make bench ONLY=statistics` (2,000 sweeps
@@ -35,10 +39,20 @@ from typing import Literal
 import numpy as np
 
 from orchestrator.statistics.intervals import bca_interval, t_interval
-from orchestrator.statistics.judging import differs, equals
+from orchestrator.statistics.judging import askable, differs, equals
 from orchestrator.statistics.looks import Course
 from orchestrator.statistics.numbers import Interval, Mode, deviation, vector
-from orchestrator.statistics.pairing import Contrast, Divergence, Pair, Values, has_diverged, paired, tested
+from orchestrator.statistics.pairing import (
+    Contrast,
+    Divergence,
+    Measure,
+    Pair,
+    Question,
+    Values,
+    has_diverged,
+    paired,
+    tested,
+)
 from orchestrator.statistics.power import seeds_to_exclude, seeds_to_find
 from orchestrator.statistics.tests import holm, sign_flip_p
 
@@ -121,6 +135,9 @@ class Comparison:
     0.8, at the spread that was seen; None where that is not known, or beyond counting, and while trials of the family
     are still to come."""
 
+    metric: str = ""
+    """By which the contrast is judged, where it is judged by several; else empty."""
+
     @property
     def n(self) -> int:
         """Pairs, those with a side that diverged included."""
@@ -164,10 +181,39 @@ def compare(
     looked: Course | None = None,
     resamples: int = 9_999,
 ) -> list[Comparison]:
-    """Judge every contrast (a, b) on the seeds that have ended in both arms, in the order given.
+    """Judge every contrast (a, b) by one metric on the seeds that have ended in both arms, in the order given.
 
-    values: arm -> seed -> final metric of what trained. divergence: what did not. same_objective: contrasts of arms
-    that differ in `execution` alone: nothing is tested, they are equivalent by construction.
+    values: arm -> seed -> final metric of what trained. The rest is as of `compare_by`.
+    """
+    return compare_by(
+        {Measure("", mode, smallest_difference): values},
+        contrasts,
+        seeds=seeds,
+        divergence=divergence,
+        same_objective=same_objective,
+        pending=pending,
+        looked=looked,
+        resamples=resamples,
+    )
+
+
+def compare_by(
+    measured: Mapping[Measure, Values],
+    contrasts: Sequence[Contrast],
+    *,
+    seeds: Sequence[int] | Mapping[Contrast, Sequence[int]],
+    divergence: Divergence = NOTHING,
+    same_objective: Collection[Contrast] = (),
+    pending: bool = False,
+    looked: Course | None = None,
+    resamples: int = 9_999,
+) -> list[Comparison]:
+    """Judge every contrast (a, b) by every metric on the seeds that have ended in both arms: metric by metric, and
+    within each in the order given.
+
+    measured: metric -> arm -> seed -> final value of what trained. divergence: what did not, which has no value by any
+    metric. same_objective: contrasts of arms that differ in `execution` alone: nothing is tested, they are equivalent
+    by construction.
     pending: trials of the family are still to come. Then nothing that is tested is claimed: a comparison without its
     pairs takes nothing from the joint test, which would ask less of the others now than at the end, and Holm's
     adjustment would take the p of some pairs for that of all. With `looked` the looks say what may be claimed.
@@ -177,34 +223,47 @@ def compare(
     decided it, or the last one taken, whatever has ended since.
     Raises ValueError for a metric that is not finite.
     """
-    planned = dict(seeds) if isinstance(seeds, Mapping) else dict.fromkeys(contrasts, seeds)
-    family = tested(contrasts, divergence, same_objective)
+    by_name = {measure.name: (measure, values) for measure, values in measured.items()}
+    every = [Question(contrast, name) for name in by_name for contrast in contrasts]
+    planned = {asked: seeds[asked.contrast] if isinstance(seeds, Mapping) else seeds for asked in every}
+    in_test = tested(contrasts, divergence, same_objective)
+    family = [asked for asked in every if asked.contrast in in_test]
+    smallest = {asked: by_name[asked.metric][0].smallest_difference for asked in family}
     if looked is not None:
-        shown = {c: looked.standing[c].seeds if c in family else min(looked.due[arm] for arm in c) for c in contrasts}
-        planned = {contrast: own[: shown[contrast]] for contrast, own in planned.items()}
-    pairs_of = {contrast: paired(values, divergence, contrast, planned[contrast], mode) for contrast in contrasts}
-    alpha = levels(len(family), smallest_difference)
-    alone = {contrast: sign_flip_p([pair.difference for pair in pairs_of[contrast]]) for contrast in family}
+        shown = {
+            asked: looked.standing[asked].seeds
+            if asked in looked.standing
+            else min(looked.due[arm] for arm in asked.contrast)
+            for asked in every
+        }
+        planned = {asked: own[: shown[asked]] for asked, own in planned.items()}
+    pairs_of = {
+        asked: paired(values, divergence, asked.contrast, planned[asked], measure.mode)
+        for asked in every
+        for measure, values in (by_name[asked.metric],)
+    }
+    alpha = levels(len(family), max(smallest.values(), default=0.0))
+    alone = {asked: sign_flip_p([pair.difference for pair in pairs_of[asked]]) for asked in family}
     by_holm = dict(zip(family, holm(list(alone.values())), strict=True))
     if looked is None:
-        asked = {contrast: pairs_of[contrast] for contrast in family}
-        apart, alike = differs(asked, alpha.difference), equals(asked, alpha.equivalence, smallest_difference)
+        own = {asked: pairs_of[asked] for asked in family}
+        apart, alike = differs(own, alpha.difference), equals(own, alpha.equivalence, smallest)
     else:
-        apart = {contrast: one.differs for contrast, one in looked.standing.items()}
-        alike = {contrast: one.equals for contrast, one in looked.standing.items()}
+        apart = {asked: one.differs for asked, one in looked.standing.items()}
+        alike = {asked: one.equals for asked, one in looked.standing.items()}
     comparisons = []
-    for contrast in contrasts:
-        pairs = pairs_of[contrast]
+    for asked in every:
+        contrast, pairs, (measure, values) = asked.contrast, pairs_of[asked], by_name[asked.metric]
         trained = [pair.difference for pair in pairs if not pair.diverged]
         whole = len(trained) == len(pairs)
-        fallen = tuple(arm for arm in contrast if has_diverged(arm, planned[contrast], values, divergence))
-        complete = len(pairs) == len(planned[contrast]) > 0 or bool(set(contrast) & set(divergence.unconfirmed))
-        may_claim = complete and not pending and contrast in family
+        fallen = tuple(arm for arm in contrast if has_diverged(arm, planned[asked], values, divergence))
+        complete = len(pairs) == len(planned[asked]) > 0 or bool(set(contrast) & set(divergence.unconfirmed))
+        may_claim = complete and not pending and asked in smallest
         if looked is not None:
-            one = looked.standing.get(contrast)
+            one = looked.standing.get(asked)
             decided = bool(one and one.claim)
             complete = complete and (decided or bool(looked.ended))
-            may_claim = complete and decided and contrast in family
+            may_claim = complete and decided and asked in smallest
         delta = float(np.mean(trained)) if trained else None
         verdict: Verdict = "inconclusive"
         if fallen:
@@ -212,12 +271,12 @@ def compare(
         elif complete and contrast in same_objective:
             # What one way of computing it alone does not survive is no one method.
             verdict = "inconclusive" if any(pair.diverged in ("a", "b") for pair in pairs) else "equivalent"
-        elif may_claim and alike[contrast].rejected:
+        elif may_claim and alike[asked].rejected:
             verdict = "equivalent"
-        elif may_claim and apart[contrast].rejected:
-            verdict = "a_better" if (sum(p.difference for p in pairs) > 0) == (mode == "max") else "b_better"
-        is_equal = verdict == "equivalent" and contrast in family
-        judged = (alike if is_equal else apart).get(contrast)
+        elif may_claim and apart[asked].rejected:
+            verdict = "a_better" if (sum(p.difference for p in pairs) > 0) == (measure.mode == "max") else "b_better"
+        is_equal = verdict == "equivalent" and asked in smallest
+        judged = (alike if is_equal else apart).get(asked)
         comparisons.append(
             Comparison(
                 a=contrast[0],
@@ -231,31 +290,33 @@ def compare(
                 ci90=t_interval(trained, level=0.90) if whole else None,
                 interval=judged.interval if judged and whole else None,
                 interval_kind="equivalence" if is_equal else "difference",
-                p=alone.get(contrast),
-                p_adjusted=apart[contrast].p if contrast in family else None,
-                p_holm=by_holm.get(contrast),
-                p_equivalence=alike[contrast].p_alone if contrast in family and whole else None,
-                p_equivalence_holm=alike[contrast].p if contrast in family else None,
+                p=alone.get(asked),
+                p_adjusted=apart[asked].p if asked in smallest else None,
+                p_holm=by_holm.get(asked),
+                p_equivalence=alike[asked].p_alone if asked in smallest and whole else None,
+                p_equivalence_holm=alike[asked].p if asked in smallest else None,
                 complete=complete,
                 diverged_arms=fallen,
                 same_objective=contrast in same_objective,
                 verdict=verdict,
-                look=None if looked is None or contrast not in looked.standing else looked.standing[contrast].look,
-                needed=_needed(trained, len(family), smallest_difference)
-                if verdict == "inconclusive" and contrast in family and whole and not (pending and looked is None)
+                look=None if looked is None or asked not in looked.standing else looked.standing[asked].look,
+                needed=_needed(trained, asked, smallest)
+                if verdict == "inconclusive" and asked in smallest and whole and not (pending and looked is None)
                 else None,
+                metric=asked.metric if len(by_name) > 1 else "",
             )
         )
     return comparisons
 
 
-def _needed(differences: Sequence[float], contrasts: int, smallest_difference: float) -> int | None:
+def _needed(differences: Sequence[float], asked: Question, smallest: Mapping[Question, float]) -> int | None:
     """Find how many seeds find a difference that matters, or exclude it where there is none, whichever takes more.
-    Never by the difference that was seen: that would be too few where it is large by chance."""
+    Never by the difference that was seen: that would be too few where it is large by chance. smallest: the smallest
+    difference that matters of each question of the family."""
     spread = deviation(vector(differences)) if len(differences) > 1 else 0.0
-    if smallest_difference <= 0 or spread <= 0:
+    if smallest[asked] <= 0 or spread <= 0:
         return None
-    alpha, effect = levels(contrasts, smallest_difference), smallest_difference / spread
-    find = seeds_to_find(effect, alpha.difference, contrasts)
-    exclude = seeds_to_exclude(effect, alpha.equivalence / contrasts)
+    alpha, effect = levels(len(smallest), smallest[asked]), smallest[asked] / spread
+    find = seeds_to_find(effect, alpha.difference, len(smallest))
+    exclude = seeds_to_exclude(effect, alpha.equivalence / len(askable(smallest)))
     return None if find is None or exclude is None else max(find, exclude)

@@ -11,6 +11,7 @@ first: the course is a function of the values. Each look asks, in this order:
    continuations to the last look, by what is known of its mean and spread (normal differences, the usual prior), fewer
    than HOPE come to a verdict. To stop for that is no claim.
 
+By several metrics a contrast is as many questions, all of one family, and its arms train on while one of them does.
 What a look has decided stays, whatever later looks would say. A seed that was lost when a look was taken is recorded
 with it, and stays lost: by a retry that has the look judged anew a person could have it judged twice.
 
@@ -28,7 +29,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -36,9 +37,19 @@ import numpy as np
 from scipy import special
 
 from orchestrator.statistics.joint import spent
-from orchestrator.statistics.judging import Judged, differs, equals
-from orchestrator.statistics.numbers import TIE, Floats, Mode, in_unit, scaled
-from orchestrator.statistics.pairing import Contrast, Divergence, Pair, Values, has_diverged, paired, tested
+from orchestrator.statistics.judging import Judged, askable, differs, equals
+from orchestrator.statistics.numbers import TIE, Floats, in_unit, scaled
+from orchestrator.statistics.pairing import (
+    Contrast,
+    Divergence,
+    Measure,
+    Pair,
+    Question,
+    Values,
+    has_diverged,
+    paired,
+    tested,
+)
 from orchestrator.statistics.power import smallest_p
 
 DRAWN = 300
@@ -54,7 +65,7 @@ Ended = Literal["", "settled", "futile", "last"]
 
 @dataclass(frozen=True)
 class Standing:
-    """How a contrast stands: as of the look that decided it, or as of the last one taken."""
+    """How a contrast stands by a metric: as of the look that decided it, or as of the last one taken."""
 
     look: int
     """Counted from 1; 0 while none has been taken, and then the numbers are of what there is."""
@@ -66,7 +77,7 @@ class Standing:
     equals: Judged
     claim: Claim
     has_left: bool = False
-    """It was found to differ: it is out of the family, and its seeds have ended."""
+    """It was found to differ: it is out of the family, and asks for no more seeds."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +85,8 @@ class Course:
     """How far the looks of a sweep have come."""
 
     taken: int
-    standing: Mapping[Contrast, Standing]
-    """Of the contrasts that are tested."""
+    standing: Mapping[Question, Standing]
+    """Of the contrasts that are tested, by each metric."""
 
     due: Mapping[str, int]
     """arm -> how many of the planned seeds it trains, as far as is known."""
@@ -94,10 +105,10 @@ class Looks:
     """All of them, in the planned order: each look has the first so many."""
 
     alpha: tuple[float, float]
-    """Chance of a wrong claim, over all contrasts and looks: of a difference, of equivalence."""
+    """Chance of a wrong claim, over all contrasts, metrics and looks: of a difference, of equivalence."""
 
-    mode: Mode = "max"
-    smallest_difference: float = 0.0
+    measures: Sequence[Measure] = (Measure(),)
+    """The metrics, by each of which every contrast is judged."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +116,16 @@ class Trained:
     """What is known of a sweep's confirm trials."""
 
     values: Values
+    """By the first metric."""
     divergence: Divergence = field(default_factory=Divergence)
     lost: Mapping[str, Collection[int]] = field(default_factory=dict)
     """arm -> seeds that ended without a value, and not because they diverged."""
+    further: Mapping[str, Values] = field(default_factory=dict)
+    """By name of each further metric: the values of the same trials."""
+
+    def by(self, metric: str) -> Values:
+        """Return the values by a metric."""
+        return self.further.get(metric, self.values)
 
     def has_ended(self, arm: str, seeds: Sequence[int]) -> bool:
         """Return whether an arm has ended all of these seeds, or never will train any."""
@@ -122,7 +140,11 @@ def course(
 
     contrasts: all, of which those of one objective, and of arms that cannot be trained, are not tested.
     """
-    family = tested(contrasts, trained.divergence, same_objective)
+    family = [
+        Question(contrast, measure.name)
+        for measure in planned.measures
+        for contrast in tested(contrasts, trained.divergence, same_objective)
+    ]
     looks, seeds = planned.counts, planned.seeds
     due = {arm: looks[0] for contrast in contrasts for arm in contrast}
     course = Course(0, _unlooked(_paired(trained, family, planned, looks[0]), planned), due, "")
@@ -135,18 +157,21 @@ def course(
         pairs = _paired(trained, family, planned, count)
         standing = _look(pairs, course.standing, number, planned)
         open_ = [
-            c
-            for c in family
-            if not standing[c].claim
-            and len(pairs[c]) == count
-            and not any(has_diverged(arm, seeds[:count], trained.values, trained.divergence) for arm in c)
+            asked
+            for asked in family
+            if not standing[asked].claim
+            and len(pairs[asked]) == count
+            and not any(has_diverged(arm, seeds[:count], trained.values, trained.divergence) for arm in asked.contrast)
         ]
         ended: Ended = ""
         if not open_:
             ended = "settled"
         elif number == len(looks):
             ended = "last"
-        elif all(_is_futile(pairs[c], planned, len(family), f"{list(contrasts)} {number} {c}") for c in open_):
+        elif all(
+            _is_futile(pairs[asked], planned, asked, family, f"{list(contrasts)} {number} {_named(asked, planned)}")
+            for asked in open_
+        ):
             ended = "futile"
         course = Course(number, standing, due, ended)
         if ended:
@@ -167,41 +192,55 @@ def refusal(looks: Sequence[int], alpha: float) -> str | None:
     return f"a first look at {looks[0]} seeds can reject nothing; use for example [{more}, {more + 3}, {more + 7}]"
 
 
-def _paired(trained: Trained, family: Sequence[Contrast], planned: Looks, count: int) -> dict[Contrast, list[Pair]]:
+def _paired(trained: Trained, family: Sequence[Question], planned: Looks, count: int) -> dict[Question, list[Pair]]:
     """Build the pairs of the first so many seeds."""
-    seeds = planned.seeds[:count]
-    return {c: paired(trained.values, trained.divergence, c, seeds, planned.mode) for c in family}
+    seeds, modes = planned.seeds[:count], {measure.name: measure.mode for measure in planned.measures}
+    return {
+        asked: paired(trained.by(asked.metric), trained.divergence, asked.contrast, seeds, modes[asked.metric])
+        for asked in family
+    }
+
+
+def _smallest(family: Iterable[Question], planned: Looks) -> dict[Question, float]:
+    """Map each question to the smallest difference that matters by its metric."""
+    own = {measure.name: measure.smallest_difference for measure in planned.measures}
+    return {asked: own[asked.metric] for asked in family}
+
+
+def _named(asked: Question, planned: Looks) -> tuple[str, ...]:
+    """Name a question for what is drawn of it: by the first metric as its contrast alone, whatever that is called."""
+    return asked.contrast if asked.metric == planned.measures[0].name else (*asked.contrast, asked.metric)
 
 
 def _active(
     course: Course,
     contrasts: Sequence[Contrast],
-    family: Sequence[Contrast],
+    family: Sequence[Question],
     same_objective: Collection[Contrast],
 ) -> set[str]:
-    """Find the arms that train to the next look: of every contrast that has not been found to differ, and those that
-    share the objective of such an arm. To the first look, all."""
+    """Find the arms that train to the next look: of every contrast that has not been found to differ by every metric,
+    and those that share the objective of such an arm. To the first look, all."""
     if not course.taken:
         return {arm for contrast in contrasts for arm in contrast}
-    active = {arm for c in family if not course.standing[c].has_left for arm in c}
+    active = {arm for asked in family if not course.standing[asked].has_left for arm in asked.contrast}
     return active | {arm for c in same_objective if active & set(c) for arm in c}
 
 
-def _unlooked(pairs: Mapping[Contrast, Sequence[Pair]], planned: Looks) -> dict[Contrast, Standing]:
+def _unlooked(pairs: Mapping[Question, Sequence[Pair]], planned: Looks) -> dict[Question, Standing]:
     """Judge, for a reader, what there is before the first look; nothing is claimed."""
     apart = differs(pairs, planned.alpha[0])
-    alike = equals(pairs, planned.alpha[1], planned.smallest_difference, looks=len(planned.counts))
+    alike = equals(pairs, planned.alpha[1], _smallest(pairs, planned), looks=len(planned.counts))
     return {c: Standing(0, planned.counts[0], apart[c], alike[c], "") for c in pairs}
 
 
 def _look(
-    pairs: Mapping[Contrast, Sequence[Pair]], before: Mapping[Contrast, Standing], number: int, planned: Looks
-) -> dict[Contrast, Standing]:
+    pairs: Mapping[Question, Sequence[Pair]], before: Mapping[Question, Standing], number: int, planned: Looks
+) -> dict[Question, Standing]:
     """Take one look. Of a contrast that lacks a pair nothing is claimed."""
     looks, count = planned.counts, planned.counts[number - 1]
     left = [c for c in pairs if before[c].has_left]
     asked = {c: own for c, own in pairs.items() if c not in left}
-    alike = equals(pairs, planned.alpha[1], planned.smallest_difference, looks=len(looks), settled=left)
+    alike = equals(pairs, planned.alpha[1], _smallest(pairs, planned), looks=len(looks), settled=left)
     apart = differs(asked, planned.alpha[0], seeds=planned.seeds[:count], looks=looks, taken=number)
     after = {}
     for contrast, was in before.items():
@@ -222,11 +261,12 @@ def _look(
     return after
 
 
-def _is_futile(pairs: Sequence[Pair], planned: Looks, contrasts: int, key: str) -> bool:
+def _is_futile(pairs: Sequence[Pair], planned: Looks, asked: Question, family: Sequence[Question], key: str) -> bool:
     """Return whether the rest of the planned seeds would hardly bring a verdict. key: what the draws follow from,
     beside the plan."""
+    of_each = _smallest(family, planned)
     d, exponent = scaled(np.array([pair.difference for pair in pairs]))
-    n, last, smallest = len(d), planned.counts[-1], in_unit(planned.smallest_difference, -exponent)
+    n, last, smallest = len(d), planned.counts[-1], in_unit(of_each[asked], -exponent)
     seed = hashlib.sha256(f"{list(planned.seeds)} {list(planned.counts)} {key}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(seed[:8]))
     spread = float(d.std(ddof=1)) * np.sqrt((n - 1) / rng.chisquare(n - 1, size=(DRAWN, 1)))
@@ -236,7 +276,7 @@ def _is_futile(pairs: Sequence[Pair], planned: Looks, contrasts: int, key: str) 
     squares = ((d - means[:, None]) ** 2).sum(1) + ((further - means[:, None]) ** 2).sum(1)
     least = TIE * float(np.abs(d).max(initial=0.0)) + np.finfo(float).tiny  # of equal differences there is no spread
     errors = np.maximum(np.sqrt(squares / (last - 1) / last), least)
-    found = np.abs(means) / errors >= special.stdtrit(last - 1, 1 - planned.alpha[0] / (2 * contrasts))
-    level = 1 - planned.alpha[1] / (len(planned.counts) * contrasts)
+    found = np.abs(means) / errors >= special.stdtrit(last - 1, 1 - planned.alpha[0] / (2 * len(family)))
+    level = 1 - planned.alpha[1] / (len(planned.counts) * len(askable(of_each)))
     equal = (smallest > 0) & ((smallest - np.abs(means)) / errors >= special.stdtrit(last - 1, level))
     return bool(np.mean(found | equal) < HOPE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,24 @@ Contrast = tuple[str, str]
 
 Values = Mapping[str, Mapping[int, float]]
 """arm -> seed -> final metric of what trained."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A metric by which contrasts are judged."""
+
+    name: str = ""
+    mode: Mode = "max"
+    smallest_difference: float = 0.0
+    """The smallest difference worth having; 0: nothing is equivalent by it."""
+
+
+class Question(NamedTuple):
+    """A contrast by one metric: what the joint test has a column of."""
+
+    contrast: Contrast
+    metric: str = ""
+    """Name of the measure."""
 
 
 @dataclass(frozen=True)

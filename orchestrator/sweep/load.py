@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import JsonValue, ValidationError
@@ -64,7 +65,7 @@ def _checked(
     try:
         sweep = Sweep.model_validate(raw)
     except ValidationError as error:
-        all_issues += issues(error, Sweep)
+        all_issues += [_in_its_list(issue, raw) for issue in issues(error, Sweep)]
         sweep = None
     all_issues += list(crowd_issues(raw)) or job_issues(raw)
     if sweep is not None and not all_issues:
@@ -80,6 +81,15 @@ def _checked(
     if sweep is None or all_issues:
         raise ConfigError(where, "sweep", list(dict.fromkeys(all_issues)))
     return sweep
+
+
+def _in_its_list(issue: ConfigIssue, raw: dict[str, JsonValue]) -> ConfigIssue:
+    """Name a metric of a list by its place there, and not as the first one and what it has `also`."""
+    if not isinstance(raw.get("metric"), list) or not issue.key.startswith("metric."):
+        return issue
+    further = re.fullmatch(r"metric\.also\.(\d+)(.*)", issue.key)
+    key = f"metric[0]{issue.key[6:]}" if further is None else f"metric[{int(further[1]) + 1}]{further[2]}"
+    return replace(issue, key=key, expected=issue.expected.replace("'metric.also.", "'metric."))
 
 
 def _read(path: Path) -> dict[str, JsonValue]:

@@ -1,6 +1,7 @@
 """`--set KEY=VALUE`: a key of a sweep file, as TOML writes it or without its quotes, and a value.
 
 job.loss.temperature=0.07     compare.batch.size=[8, 32]     tune.space."optimizer.lr".low=1e-5
+metric[1].smallest_difference=0.01
 arm.no clip.batch.size=64     arm."a.b".batch.size=64        arm[0].optimizer.clip=none
 tune.defaults[0].optimizer.lr=0.003                          exclude[1].batch.size=16
 """
@@ -185,6 +186,8 @@ def _put(raw: dict[str, JsonValue], path: list[str | int], value: JsonValue) -> 
     if isinstance(table, list) and str(leaf).isdecimal() and int(leaf) < len(table):
         table[int(leaf)] = value
         return
+    if path[:1] == ["metric"] and isinstance(raw.get("metric"), list) and not str(path[1]).isdecimal():
+        raise BadOverride(f"metric is a list; say which one, for example --set 'metric[0].{path[1]}={value}'")
     if not isinstance(table, dict):
         above = path[-2] if len(path) > 1 else leaf
         raise BadOverride(f"{above} is not a table")

@@ -24,7 +24,8 @@ from orchestrator.sweep.limits import (
     number_issues,
     repeated_issues,
 )
-from orchestrator.sweep.model import Arm, SeedLooks, Sweep, arms_of, cross, usual_mode
+from orchestrator.sweep.model import Arm, SeedLooks, Sweep, arms_of, cross
+from orchestrator.sweep.model.metric import OneMetric, usual_mode
 from orchestrator.sweep.space import space_issues
 from orchestrator.sweep.values import alternatives, identity, list_keys, merged, shown
 
@@ -266,7 +267,19 @@ def _resource_issues(sweep: Sweep, arms: list[Arm]) -> Iterable[ConfigIssue]:
 
 
 def _metric_issues(sweep: Sweep, arms: list[Arm]) -> Iterable[ConfigIssue]:
-    name, task = sweep.metric.name, arms[0].config(stage="confirm", seed=0).task
+    several = len(sweep.metric.every) > 1
+    for number, metric in enumerate(sweep.metric.every):
+        key = f"metric[{number}]" if several else "metric"
+        if metric.name in [before.name for before in sweep.metric.every[:number]]:
+            yield ConfigIssue(
+                f"{key}.name", repr(metric.name), "is named twice; each metric is judged once, remove one"
+            )
+        else:
+            yield from _one_metric_issues(metric, key, sweep, arms)
+
+
+def _one_metric_issues(metric: OneMetric, key: str, sweep: Sweep, arms: list[Arm]) -> Iterable[ConfigIssue]:
+    name, task = metric.name, arms[0].config(stage="confirm", seed=0).task
     jobs = [arm.config(stage="confirm", seed=0) for arm in arms]
     if jobs[0].is_function:
         return  # what it reports, only it knows
@@ -279,7 +292,7 @@ def _metric_issues(sweep: Sweep, arms: list[Arm]) -> Iterable[ConfigIssue]:
         varied |= set(sweep.tune.space) if sweep.tune else set()
         if blame := sorted(key for key in varied if key.startswith(("loss.", "batch."))):
             yield ConfigIssue(
-                "metric.name",
+                f"{key}.name",
                 repr(name),
                 f"a training loss cannot be compared while {', '.join(blame)} varies: its scale depends on them; "
                 + (f"use {known[0]!r}" if known else f"use one that {task} measures"),
@@ -290,18 +303,18 @@ def _metric_issues(sweep: Sweep, arms: list[Arm]) -> Iterable[ConfigIssue]:
         return  # what it measures, only it knows
     if name not in known:
         expected = f"is not measured in task {task!r}, which knows {', '.join(known)}"
-        yield ConfigIssue("metric.name", repr(name), expected + nearest(name, list(known)))
-    if sweep.metric.mode != usual_mode(name) and not sweep.metric.mode_is_meant:
+        yield ConfigIssue(f"{key}.name", repr(name), expected + nearest(name, list(known)))
+    if metric.mode != usual_mode(name) and not metric.mode_is_meant:
         way = "lower" if usual_mode(name) == "min" else "higher"
         yield ConfigIssue(
-            "metric.mode",
-            repr(sweep.metric.mode),
+            f"{key}.mode",
+            repr(metric.mode),
             f"{name} is better {way}; leave mode out, or say that this is no mistake: mode_is_meant = true",
         )
     if without_dims(name) == "probe_accuracy" and not all(
         a.config(stage="confirm", seed=0).evaluate.probe for a in arms
     ):
-        yield ConfigIssue("metric.name", repr(name), "needs job.evaluate.probe = true")
+        yield ConfigIssue(f"{key}.name", repr(name), "needs job.evaluate.probe = true")
 
 
 def _measured(job: JobConfig) -> tuple[str, ...]:
@@ -326,14 +339,15 @@ def _shared_dims(jobs: list[JobConfig]) -> list[int]:
 def _own_task_issues(raw: dict[str, JsonValue]) -> Iterable[ConfigIssue]:
     """Yield the faults of a sweep in what only a task, or a judge, of the user's own needs."""
     tables = {key: value for key, value in raw.items() if isinstance(value, dict)}
-    job, metric = tables.get("job", {}), tables.get("metric", {})
+    job, given = tables.get("job", {}), raw.get("metric", {})
     task, judge = str(job.get("task")), _own_judge(job)
     if (judge is None and task in METRICS) or not (is_import_path(task) or task in builtin_names("task")):
         return
-    if "mode" not in metric:
-        yield ConfigIssue(
-            "metric.mode", "", f"is missing: which way {metric.get('name')!r} is better, only {judge or task} knows"
-        )
+    for number, metric in enumerate(given if isinstance(given, list) else [given]):
+        if isinstance(metric, dict) and "mode" not in metric:
+            key = f"metric[{number}]" if isinstance(given, list) else "metric"
+            what = f"is missing: which way {metric.get('name')!r} is better, only {judge or task} knows"
+            yield ConfigIssue(f"{key}.mode", "", what)
     if is_import_path(task) and not is_class(task) and (prune := tables.get("tune", {}).get("prune", "none")) != "none":
         expected = f"compares trials at steps that {task} does not promise to report; set prune = 'none'"
         yield ConfigIssue("tune.prune", repr(prune), expected)

@@ -77,8 +77,9 @@ SHELVES = {
     "formatting naming swaps variance",
     "orchestrator/report/render": "page > plots > cost differences levels lines tuned > looks > figure",
     "orchestrator/report/summary": "multi_run outside > evidence > arms best warnings > "
-    "budgets compatibility pairs sentences > records > plain_json",
+    "budgets compatibility pairs sentences > records",
     "orchestrator/report/summary/outside": "judging > direction reading",
+    "orchestrator/report/summary/records": "views > metrics tuning > plain_json",
     "orchestrator/report/tables": "content > answers grids > blocks",
     "orchestrator/run_dir": "export > context creation provenance > own_code rows > folder > bucket environment status",
     "orchestrator/session": "ending shutdown tune_executor > holding session > writer > cluster progress schedule > "
@@ -89,6 +90,7 @@ SHELVES = {
     "intervals pairing power rows tests > numbers",
     "orchestrator/sweep": "plan > load search > components validate > labels limits "
     "overrides shape space > model > values",
+    "orchestrator/sweep/model": "metric",
     "orchestrator/sweep/plan": "summary swaps trials warnings > seeds",
     "orchestrator/sweep/search": "sampling",
     "orchestrator/sweep/space": "grid multiples > conditions",

@@ -22,6 +22,7 @@ from orchestrator.preflight.findings import FindingsSummary
 from orchestrator.preflight.spread import PowerSummary
 from orchestrator.report.incumbent import Answer
 from orchestrator.report.summary import records
+from orchestrator.report.swaps import SwapSummary
 from orchestrator.run_dir.export import Exported
 from orchestrator.run_dir.status import Status
 from orchestrator.statistics import Interval
@@ -100,7 +101,7 @@ def _with_version(body: Schema, version: Schema) -> Schema:
 def _arm(shapes: Shapes) -> Schema:
     """Return the schema of an arm: what training took is two keys for each kind of budget; `run` and `arm` are there
     among those of several runs."""
-    body = shapes.fields(records.ArmSummary, without=["spent"], optional=["run", "arm"])
+    body = shapes.fields(records.ArmSummary, without=["spent"], optional=["run", "arm", "by_metric"])
     spent: dict[str, Schema] = {}
     for kind in get_args(records.Kind):
         about = f"What training took in {kind}, "
@@ -144,7 +145,8 @@ class Compared(TypedDict):
 
 
 def _comparison(shapes: Shapes) -> Schema:
-    tested, own = shapes.fields(statistics.Comparison, without=["pairs"]), shapes.fields(Compared)
+    tested = shapes.fields(statistics.Comparison, without=["pairs"], optional=["metric"])
+    own = shapes.fields(Compared)
     variance = shapes.named("Variance", shapes.fields(VarianceParts, without=["interval"]))
     return tested | {
         "properties": tested["properties"] | {"variance": variance} | own["properties"],
@@ -154,7 +156,7 @@ def _comparison(shapes: Shapes) -> Schema:
 
 def _judged(kind: type, shapes: Shapes, without: Sequence[str] = ()) -> Schema:
     """Return the schema of an answer, which says at which levels it judges."""
-    body = shapes.fields(kind, without=without)
+    body = shapes.fields(kind, without=without, optional=["metrics"])
     alpha = shapes.of(statistics.Alpha) | {"description": body["properties"]["alpha"].get("description", "")}
     return body | {"properties": body["properties"] | {"alpha": alpha}}
 
@@ -169,7 +171,7 @@ def _several(shapes: Shapes) -> Schema:
 
 
 def _question(shapes: Shapes) -> Schema:
-    body = shapes.fields(Answer)
+    body = shapes.fields(Answer, optional=["metric"])
     sentence = shapes.of(str) | {"description": "The answer in words."}
     return body | {
         "properties": body["properties"] | {"sentence": sentence},
@@ -180,6 +182,8 @@ def _question(shapes: Shapes) -> Schema:
 SPECIAL: dict[type, Callable[[Shapes], Schema]] = {
     records.ArmSummary: _arm,
     records.ComparisonSummary: _comparison,
+    records.ExecutionPair: lambda shapes: shapes.fields(records.ExecutionPair, optional=["metric"]),
+    SwapSummary: lambda shapes: shapes.fields(SwapSummary, optional=["metric"]),
     records.CodeGroup: lambda shapes: shapes.fields(records.CodeGroup, optional=["user_code"]),
     records.Summary: partial(_judged, records.Summary),
     records.OutsideSummary: partial(_judged, records.OutsideSummary),

@@ -58,10 +58,16 @@ def sweep_schema() -> Schema:
         "description": "What the arm is called in tables, charts and commands.",
     }
     keys["arm"]["items"]["required"] = ["label"]
-    known["Metric"]["properties"]["name"]["anyOf"] = [
-        {"enum": sorted({name for names in METRICS.values() for name in names})},
-        {"type": "string"},
-    ]
+    for name in ("Metric", "OneMetric"):
+        known[name]["properties"]["name"]["anyOf"] = [
+            {"enum": sorted({name for names in METRICS.values() for name in names})},
+            {"type": "string"},
+        ]
+    known["OneMetric"]["required"] = required["OneMetric"]  # a list takes the place of what it extends
+    several = "Or several: tuning looks at the first one, and all are one family of the verdict."
+    listed = {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/OneMetric"}}
+    about = keys["metric"].pop("description")
+    keys["metric"] = {"anyOf": [keys["metric"], listed], "description": f"{about} {several}"}
     concurrent = known["Resources"]["properties"]["concurrent"]
     concurrent["anyOf"] = [{key: concurrent.pop(key) for key in ("type", "exclusiveMinimum")}, *NONES]
     tune = known["Tune"]["properties"]
@@ -184,11 +190,17 @@ def _complete(sweep: Schema, required: Mapping[str, list[str]]) -> Schema:
     have them. Those of a job's sections may be in every arm instead."""
     inner: dict[str, Schema] = {"job": {"required": required["job"]}}
     for name, field in sweep["properties"].items():
-        if needs := required.get(field.get("$ref", "").rpartition("/")[2]):
+        ways = [field, *field.get("anyOf", ())]
+        if needs := next((own for way in ways if (own := required.get(_referred(way)))), None):
             inner[name] = {"required": needs}
     space = {"space": {"additionalProperties": {"$ref": f"#/$defs/{COMPLETE}"}}}
     inner["tune"] = inner.get("tune", {}) | {"properties": space}
     return {"required": required["sweep"], "properties": inner}
+
+
+def _referred(field: Schema) -> str:
+    """Return the name of the section that a field refers to; empty where it is none."""
+    return str(field.get("$ref", "")).rpartition("/")[2]
 
 
 def _complete_space() -> Schema:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
@@ -18,6 +19,8 @@ from orchestrator.report.render.lines import caption_of_curves, caption_of_tunin
 from orchestrator.report.render.looks import Looks, looks_of
 from orchestrator.report.render.tuned import caption_of_tuned, draw_tuned
 from orchestrator.report.summary.records import Answer, Curve
+from orchestrator.report.summary.records.views import A, by_each
+from orchestrator.report.tables.blocks import numbered
 
 NAMES = ("differences", "levels", "curves", "cost", "tuned", "tuning")
 """Of the plots, and so of their files."""
@@ -35,9 +38,25 @@ class Plot(NamedTuple):
     """Its panels: side by side where a page has room for several."""
 
 
-def draw(answer: Answer, curves: Mapping[str, Curve], space: Mapping[str, JsonObject] | None = None) -> list[Plot]:
-    """Draw the plots that there are numbers for, in the order of the report. curves: by label of the arm. space: what
-    the sweep says of each tuned key; without, scores are not drawn against them."""
+def draw(
+    answer: A, curves: Callable[[A], Mapping[str, Curve]], space: Mapping[str, JsonObject] | None = None
+) -> list[Plot]:
+    """Draw the plots that there are numbers for, in the order of the report, metric by metric. curves: gives those of
+    an answer by one metric, by label of the arm. space: what the sweep says of each tuned key; without, scores are not
+    drawn against them."""
+    first, *others = by_each(answer)
+    plots = _of_metric(first, curves(first), space)
+    for number, view in enumerate(others, 1):
+        plots += [plot._replace(name=numbered(plot.name, number)) for plot in _of_metric(view, curves(view), None)]
+    return plots
+
+
+def is_of_a_report(name: str) -> bool:
+    """Return whether a plot's name, or its file's, is one that a report may have had."""
+    return re.fullmatch(rf"({'|'.join(NAMES)})(-\d+)?(\.png)?", name) is not None
+
+
+def _of_metric(answer: Answer, curves: Mapping[str, Curve], space: Mapping[str, JsonObject] | None) -> list[Plot]:
     looks = looks_of(answer)
     metric, drawn = answer.metric, found(looks)
     levels = f"{metric} against {'' if drawn is None else word(drawn.factor)}"

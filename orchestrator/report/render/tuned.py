@@ -27,7 +27,8 @@ from orchestrator.report.render.figure import (
 )
 from orchestrator.report.render.looks import GREY, Look, Looks
 from orchestrator.report.summary.arms import EDGE
-from orchestrator.report.summary.records import ArmSummary, SuggestionSummary
+from orchestrator.report.summary.records import ArmSummary
+from orchestrator.report.summary.records.tuning import SuggestionSummary
 
 BELOW = 3
 """Ratio of the lower end of a logarithmic range to where what is 0 or less is drawn."""

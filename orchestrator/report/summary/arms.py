@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 from typing import TypeGuard
 
@@ -15,7 +15,9 @@ from orchestrator import statistics
 from orchestrator.ledger import Ledger, Suggestion, Trial
 from orchestrator.ledger.stored import ArmTable, JsonObject, TrialResult
 from orchestrator.report.summary import budgets
-from orchestrator.report.summary.records import ArmSummary, Kind, SeedValue, Spent, SuggestionSummary, TuneSummary
+from orchestrator.report.summary.records import ArmSummary, Kind, SeedValue, Spent
+from orchestrator.report.summary.records.metrics import ArmByMetric
+from orchestrator.report.summary.records.tuning import SuggestionSummary, TuneSummary
 from orchestrator.session.schedule import confirming
 
 ONE_PLACE = -0.1
@@ -39,20 +41,59 @@ class Confirmed:
     diverged: dict[str, set[int]]
     """Seeds of what did not."""
 
+    further: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict)
+    """By name of each further metric: the values by it."""
+
+    def by(self, metric: str) -> dict[str, dict[int, float]]:
+        """Return the values by a metric."""
+        return self.further.get(metric, self.values)
+
 
 def confirmed(ledger: Ledger, trials: Sequence[Trial]) -> Confirmed:
     """Collect the trials, final metrics and diverged seeds of a run's confirm stage, as far as it was planned. trials:
     all of the run's."""
     plan = ledger.run.sweep["plan"]
     confirm = [trial for trial in trials if trial.stage == "confirm" and trial.seed in set(plan["confirm_seeds"])]
-    return confirmed_by([arm["label"] for arm in plan["arms"]], confirm)
+    return confirmed_by([arm["label"] for arm in plan["arms"]], confirm, further_metrics(ledger))
 
 
-def confirmed_by(labels: Sequence[str], confirm: Sequence[Trial]) -> Confirmed:
-    """Collect final metrics and diverged seeds of confirm trials, by the label of their arm."""
+def further_metrics(ledger: Ledger) -> list[str]:
+    """Name the metrics by which a run is judged beside its first one."""
+    return [metric["name"] for metric in ledger.run.sweep["metric"].get("also", ())]
+
+
+def confirmed_by(labels: Sequence[str], confirm: Sequence[Trial], further: Iterable[str]) -> Confirmed:
+    """Collect final metrics and diverged seeds of confirm trials, by the label of their arm. further: names of metrics
+    beside the first one."""
     of_arm = {label: [trial for trial in confirm if trial.arm == label] for label in labels}
     fallen = {label: set[int]() for label in labels} | confirming.diverged(confirm)
-    return Confirmed(of_arm, confirming.values(confirm), fallen)
+    by_others = {metric: confirming.values(confirm, metric) for metric in further}
+    return Confirmed(of_arm, confirming.values(confirm), fallen, by_others)
+
+
+def by_metrics(
+    confirm: Confirmed, label: str, metrics: Sequence[tuple[str, statistics.Mode]]
+) -> dict[str, ArmByMetric]:
+    """Summarise an arm by each of several metrics, given with their modes, the first one first; none of a single
+    one."""
+    trials, found = confirm.trials[label], {}
+    ok = [trial for trial in trials if trial.state == "done" and not diverged(trial)]
+    for metric, mode in metrics if len(metrics) > 1 else ():
+        mine = confirm.by(metric).get(label, {})
+        gains = [
+            mine[trial.seed] - before
+            for trial in ok
+            if trial.seed in mine and (before := trial.came_to.untrained.get(metric)) is not None
+        ]
+        found[metric] = ArmByMetric(
+            n=len(mine),
+            mean=fmean(mine.values()) if mine else None,
+            ci95=statistics.t_interval(list(mine.values())),
+            untrained=_mean(trial.came_to.untrained.get(metric) for trial in trials),
+            worse_than_untrained=statistics.is_worse_than_untrained(gains, mode),
+            values=mine,
+        )
+    return found
 
 
 def untrained(ledger: Ledger, trial: Trial, metric: str) -> float | None:
@@ -88,10 +129,11 @@ def arm(
     code: Sequence[str | None],
     told_apart: Collection[str],
     params: Mapping[str, JsonObject | None],
+    by_metric: Mapping[str, ArmByMetric],
 ) -> ArmSummary:
     """Compute the numbers of one arm. planned: the arm in the run's plan. mine: seed -> final metric. budget: as
     declared. repeats: of its tuning. code: digests of the code that computed its trials. told_apart: trials whose loss
-    had nothing to tell apart. params: tuned settings by trial."""
+    had nothing to tell apart. params: tuned settings by trial. by_metric: the arm by each of several metrics."""
     results = [trial.came_to for trial in trials]
     ok = [trial for trial in trials if trial.state == "done" and not diverged(trial)]
     ran = [trial for trial in trials if trial.state == "done"]
@@ -128,6 +170,7 @@ def arm(
         if tune is None
         else replace(tune, within_noise=_is_within_noise(tune, list(mine.values()), mode, repeats)),
         code=code,
+        by_metric=by_metric,
     )
 
 

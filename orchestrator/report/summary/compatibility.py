@@ -47,6 +47,9 @@ def refuse(runs: Mapping[str, Summary], jobs: Mapping[str, Sequence[JsonObject]]
         "metric.name": {name: summary.metric for name, summary in runs.items()},
         "metric.mode": {name: summary.mode for name, summary in runs.items()},
     }
+    of_runs = {name: {own.name: own.mode for own in summary.metrics} for name, summary in runs.items()}
+    for metric in dict.fromkeys(metric for own in of_runs.values() for metric in own):
+        measures[f"the mode of {metric}"] = {name: own[metric] for name, own in of_runs.items() if metric in own}
     keys = [*JUDGED, *_keys(jobs, "evaluate.judge_options.")]
     if next(iter(runs.values())).metric in ("loss", "train/loss", "train/infonce"):
         # Its scale is another for every loss, temperature and batch.

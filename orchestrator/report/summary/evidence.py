@@ -24,11 +24,14 @@ from orchestrator.report.summary.records import (
     Curve,
     DataSource,
     DivergedTrial,
+    ExecutionPair,
     ExploratorySummary,
     FailedTrial,
     LooksSummary,
     Summary,
 )
+from orchestrator.report.summary.records.metrics import MetricSummary
+from orchestrator.report.summary.records.views import measures_of
 from orchestrator.report.summary.sentences import sentence
 from orchestrator.report.summary.warnings import notes
 from orchestrator.run_dir import provenance
@@ -53,6 +56,8 @@ def summarize(ledger: Ledger, rows: RowFiles | None = None) -> Summary:
     confirm = arms.confirmed(ledger, trials)
     mode, smallest = metric.get("mode", "max"), float(metric.get("smallest_difference", 0.0))
     planned, untuned = planning.stored(run.sweep, run.rules), _untuned(ledger)
+    measures = _measures(run)
+    largest = max(measure.smallest_difference for measure in measures)
     stopped = schedule.stopped_arms(trials)
     before = confirming.lost_before(ledger) if planned.looks else {}
     looked = confirming.course(planned, trials, untuned, stopped, before) if planned.looks else None
@@ -67,7 +72,7 @@ def summarize(ledger: Ledger, rows: RowFiles | None = None) -> Summary:
         compared,
         confirm.trials,
         metric=metric["name"],
-        smallest_difference=smallest,
+        smallest_difference=largest,
         files=rows,
         units=planned.units,
     )
@@ -86,9 +91,9 @@ def summarize(ledger: Ledger, rows: RowFiles | None = None) -> Summary:
         comparisons=[
             pairs.comparison(result, confirm.trials, parts) for result, parts in zip(compared, variances, strict=True)
         ],
-        execution_only=pairs.execution_only(confirm.trials, confirm.values, confirm.diverged, smallest),
+        execution_only=execution_only(confirm, measures),
         seeds=seeds,
-        alpha=pairs.levels(compared, smallest),
+        alpha=pairs.levels(compared, largest),
         smallest_p=statistics.smallest_p(len(planned.units)),
         unit="repeat" if planned.repeats >= planning.REPEATS_AS_UNITS else "seed",
         looks=None if looked is None else LooksSummary(planned.looks, looked.taken, looked.ended, looked.due),
@@ -102,6 +107,9 @@ def summarize(ledger: Ledger, rows: RowFiles | None = None) -> Summary:
         data=_data(run.provenance),
         swaps=swaps.swapped(planned, trials, {arm: own.params for arm, own in ledger.frozen().items()}, untuned),
         warnings=list(dict.fromkeys([*planned.warnings, *(event.text for event in ledger.events(NOTED))])),
+        metrics=[MetricSummary(own.name, own.mode, own.smallest_difference) for own in measures]
+        if len(measures) > 1
+        else (),
     )
     which = None
     if not all(result.same_objective for result in compared):
@@ -138,7 +146,32 @@ def summarize(ledger: Ledger, rows: RowFiles | None = None) -> Summary:
 def _without(confirm: arms.Confirmed, lost: Mapping[str, Collection[int]]) -> arms.Confirmed:
     """Leave out what seeds have come to that count as lost."""
     fallen = {arm: seeds.difference(lost.get(arm, ())) for arm, seeds in confirm.diverged.items()}
-    return replace(confirm, values=confirming.without(confirm.values, lost), diverged=fallen)
+    further = {metric: confirming.without(values, lost) for metric, values in confirm.further.items()}
+    return replace(confirm, values=confirming.without(confirm.values, lost), diverged=fallen, further=further)
+
+
+def _measures(run: Run) -> list[statistics.Measure]:
+    """List the metrics by which a run is judged, the first one first."""
+    metric = run.sweep["metric"]
+    return [
+        statistics.Measure(own["name"], own.get("mode", "max"), float(own.get("smallest_difference", 0.0)))
+        for own in (metric, *metric.get("also", ()))
+    ]
+
+
+def execution_only(confirm: arms.Confirmed, measures: Sequence[statistics.Measure]) -> list[ExecutionPair]:
+    """Find the pairs of arms that should agree, by each metric."""
+    return [
+        pair
+        for own in measures
+        for pair in pairs.execution_only(
+            confirm.trials,
+            confirm.by(own.name),
+            confirm.diverged,
+            own.smallest_difference,
+            own.name if len(measures) > 1 else "",
+        )
+    ]
 
 
 def _exploratory(
@@ -155,7 +188,8 @@ def _exploratory(
     confirm = sorted((trial for trial in trials if trial.stage == "confirm"), key=lambda trial: trial.seed)
     latest = {trial.arm: pairs.without_seed(trial.job) for trial in confirm}
     own = [trial for trial in confirm if pairs.without_seed(trial.job) == latest[trial.arm]]
-    kept = arms.confirmed_by([arm.label for arm in plan.arms], own)
+    measures = measures_of(summary)
+    kept = arms.confirmed_by([arm.label for arm in plan.arms], own, [measure.name for measure in measures[1:]])
     seeds = {
         (a, b): sorted({t.seed for t in kept.trials[a]} & {t.seed for t in kept.trials[b]}) for a, b in plan.contrasts
     }
@@ -164,19 +198,16 @@ def _exploratory(
     is_open = summary.looks is not None and not summary.looks.ended  # what a look is about to judge is not shown
     if is_open or (not more and all(trial.seed in plan.confirm_seeds for trial in confirm)):
         return None
-    found = statistics.compare(
-        kept.values,
+    found = statistics.compare_by(
+        {measure: kept.by(measure.name) for measure in measures},
         plan.contrasts,
         seeds=seeds,
-        mode=summary.mode,
-        smallest_difference=summary.smallest_difference,
         divergence=statistics.Divergence(kept.diverged, never),
         same_objective=[pair for pair in plan.contrasts if pair not in plan.tested],
         pending=any(confirming.may_end(trial, stopped) for trial in own),
     )
-    variances = variance.parts_of(
-        found, kept.trials, metric=summary.metric, smallest_difference=summary.smallest_difference, files=rows
-    )
+    largest = max(measure.smallest_difference for measure in measures)
+    variances = variance.parts_of(found, kept.trials, metric=summary.metric, smallest_difference=largest, files=rows)
     comparisons = [pairs.comparison(result, kept.trials, parts) for result, parts in zip(found, variances, strict=True)]
     whole = replace(summary, comparisons=comparisons, complete=all(result.complete for result in found))
     used = sorted({seed for own_seeds in seeds.values() for seed in own_seeds})
@@ -190,11 +221,12 @@ def _between_repeats(
     if not 1 < plan.repeats < planning.REPEATS_AS_UNITS:
         return
     for result in compared:
-        sd = confirming.between_repeats(plan, confirm.values, result.a, result.b)
+        sd = confirming.between_repeats(plan, confirm.by(result.metric), result.a, result.b)
         if sd is not None:
+            of = f" in {result.metric}" if result.metric else ""
             yield (
-                f"{names.pair(result.a, result.b)}: over {plan.repeats} repeats of the tuning the mean difference has "
-                f"a standard deviation of {value(sd)}; the verdict is at the settings chosen, and "
+                f"{names.pair(result.a, result.b)}: over {plan.repeats} repeats of the tuning the mean difference{of} "
+                f"has a standard deviation of {value(sd)}; the verdict is at the settings chosen, and "
                 f"{planning.REPEATS_AS_UNITS} repeats or more would judge the tuning too."
             )
 
@@ -232,13 +264,14 @@ def _compared(
     looked: statistics.Course | None,
 ) -> list[statistics.Comparison]:
     """Judge the planned contrasts. never: arms without a confirm trial, as no setting trained."""
-    units, metric = confirming.by_unit(plan, confirm.values, confirm.diverged), run.sweep["metric"]
-    return statistics.compare(
-        units.values,
+    units = confirming.by_unit(plan, confirm.values, confirm.diverged)
+    return statistics.compare_by(
+        {
+            measure: confirming.by_unit(plan, confirm.by(measure.name), confirm.diverged).values
+            for measure in _measures(run)
+        },
         plan.contrasts,
         seeds=units.names,
-        mode=metric.get("mode", "max"),
-        smallest_difference=float(metric.get("smallest_difference", 0.0)),
         divergence=statistics.Divergence(units.diverged, never, units.of_seeds),
         same_objective=_one_objective(run, plan, confirm),
         pending=pending,
@@ -272,6 +305,7 @@ def _arms(
     run, tuned, told_apart = ledger.run, arms.tuned(ledger, trials, mode), arms.told_apart(ledger)
     params = settings_of(run, trials, ledger.suggestions(), ledger.frozen())
     sweep, repeats, summaries = run.sweep, arms.repeats_of(ledger), []
+    metrics = [(measure.name, measure.mode) for measure in _measures(run)]
     for planned in sweep["plan"]["arms"]:
         label = planned["label"]
         own = confirm.trials[label]
@@ -289,6 +323,7 @@ def _arms(
                 told_apart=told_apart,
                 params=params,
                 code=list(dict.fromkeys(group.code for group in code if not ids.isdisjoint(group.trials))),
+                by_metric=arms.by_metrics(confirm, label, metrics),
             )
         )
     return summaries
@@ -340,7 +375,8 @@ def _unconfirmed(untuned: Mapping[str, str]) -> list[str]:
 
 
 def curves(ledger: Ledger, summary: Summary) -> dict[str, Curve]:
-    """Compute for each arm the metric while it trained, over the confirm trials that count in the summary.
+    """Compute for each arm the metric while it trained, over the confirm trials that count in the summary, which is by
+    one metric.
 
     A trial that diverged is not in it, as it has no metric. Trials are joined evaluation by evaluation: with a budget
     in seconds these come after equal shares of it, and the pairs are the mean of those seen by then.

@@ -18,6 +18,8 @@ from orchestrator.ledger import Ledger
 from orchestrator.report import variance
 from orchestrator.report.summary import arms, budgets, compatibility, evidence, pairs
 from orchestrator.report.summary.records import Curve, MultiRunSummary, Summary
+from orchestrator.report.summary.records.metrics import MetricSummary
+from orchestrator.report.summary.records.views import by_each, measures_of
 from orchestrator.report.summary.sentences import across, code
 from orchestrator.report.summary.warnings import oddities
 from orchestrator.run_dir.bucket import is_uri
@@ -50,7 +52,11 @@ def summarize(named: Mapping[str, Ledger], rows: RowFiles | None = None) -> Mult
     runs = {name: evidence.summarize(ledger, rows) for name, ledger in named.items()}
     jobs = {name: compatibility.planned_jobs(ledger.run.sweep) for name, ledger in named.items()}
     compatibility.refuse(runs, jobs)
-    confirm = _confirmed({name: arms.confirmed(ledger, ledger.trials("confirm")) for name, ledger in named.items()})
+    measures = _measures(list(runs.values()))
+    confirm = _confirmed(
+        {name: arms.confirmed(ledger, ledger.trials("confirm")) for name, ledger in named.items()},
+        [measure.name for measure in measures[1:]],
+    )
     planned = [planning.stored(ledger.run.sweep, ledger.run.rules) for ledger in named.values()]
     units, coming = _units(planned), {label(name, arm): set[int]() for name, run in runs.items() for arm in _of(run)}
     for name, ledger in named.items():
@@ -59,25 +65,29 @@ def summarize(named: Mapping[str, Ledger], rows: RowFiles | None = None) -> Mult
     contrasts = _contrasts(runs, confirm)
     asked = {pair: _asked(pair, seeds, units, confirm, coming) for pair, seeds in contrasts.items()}
     most = max(map(len, asked.values()), default=0)
-    smallest = max(summary.smallest_difference for summary in runs.values())
+    smallest, largest = measures[0].smallest_difference, max(measure.smallest_difference for measure in measures)
     first = next(iter(runs.values()))
     never = [label(name, arm) for name, ledger in named.items() for arm in evidence.unconfirmed(ledger)]
     paired = confirming.averaged(units, coming, confirm.values, confirm.diverged)
     lacking = {pair: _lacking(pair, own, coming) for pair, own in asked.items() if not set(pair) & set(never)}
-    compared = statistics.compare(
-        paired.values,
+    compared = statistics.compare_by(
+        {own: confirming.averaged(units, coming, confirm.by(own.name), confirm.diverged).values for own in measures},
         list(asked),
         seeds={pair: [seeds[0] for seeds in own] for pair, own in asked.items()},
-        mode=first.mode,
-        smallest_difference=smallest,
         divergence=statistics.Divergence(paired.diverged, never, paired.of_seeds),
         pending=any(lacking.values()),
     )
     variances = variance.parts_of(
-        compared, confirm.trials, metric=first.metric, smallest_difference=smallest, files=rows, units=units
+        compared, confirm.trials, metric=first.metric, smallest_difference=largest, files=rows, units=units
     )
     arm_summaries = [
-        replace(arm, run=name, arm=arm.label, label=label(name, arm.label))
+        replace(
+            arm,
+            run=name,
+            arm=arm.label,
+            label=label(name, arm.label),
+            by_metric={own.name: arm.by_metric[own.name] for own in measures} if len(measures) > 1 else {},
+        )
         for name, summary in runs.items()
         for arm in summary.arms
     ]
@@ -92,12 +102,15 @@ def summarize(named: Mapping[str, Ledger], rows: RowFiles | None = None) -> Mult
         comparisons=[
             pairs.comparison(result, confirm.trials, parts) for result, parts in zip(compared, variances, strict=True)
         ],
-        execution_only=pairs.execution_only(confirm.trials, confirm.values, confirm.diverged, smallest),
+        execution_only=evidence.execution_only(confirm, measures),
         seeds=sorted({seed for summary in runs.values() for seed in summary.seeds}),
-        alpha=pairs.levels(compared, smallest),
+        alpha=pairs.levels(compared, largest),
         smallest_p=statistics.smallest_p(most),
         unit="repeat" if any(run.unit == "repeat" for run in runs.values()) else "seed",
         runs=runs,
+        metrics=[MetricSummary(own.name, own.mode, own.smallest_difference) for own in measures]
+        if len(measures) > 1
+        else (),
     )
     notes = [
         EXPLORATORY,
@@ -113,12 +126,28 @@ def summarize(named: Mapping[str, Ledger], rows: RowFiles | None = None) -> Mult
     return replace(whole, notes=notes, sentence=across(whole))
 
 
-def _confirmed(of_runs: Mapping[str, arms.Confirmed]) -> arms.Confirmed:
-    """Merge the confirm stages of several runs into one, by the labels of this answer."""
+def _measures(runs: Sequence[Summary]) -> list[statistics.Measure]:
+    """List the metrics by which all of these runs are judged, the first one first, with the largest of their smallest
+    differences that matter."""
+    of_runs = [{own.name: own for own in measures_of(run)} for run in runs]
+    return [
+        replace(own, smallest_difference=max(run[own.name].smallest_difference for run in of_runs))
+        for own in of_runs[0].values()
+        if all(own.name in run for run in of_runs)
+    ]
+
+
+def _confirmed(of_runs: Mapping[str, arms.Confirmed], further: Iterable[str]) -> arms.Confirmed:
+    """Merge the confirm stages of several runs into one, by the labels of this answer. further: the metrics beside the
+    first one."""
     return arms.Confirmed(
         {label(name, arm): trials for name, run in of_runs.items() for arm, trials in run.trials.items()},
         {label(name, arm): values for name, run in of_runs.items() for arm, values in run.values.items()},
         {label(name, arm): lost for name, run in of_runs.items() for arm, lost in run.diverged.items()},
+        {
+            metric: {label(name, arm): own for name, run in of_runs.items() for arm, own in run.by(metric).items()}
+            for metric in further
+        },
     )
 
 
@@ -174,11 +203,13 @@ def _lacking(
 
 
 def curves(named: Mapping[str, Ledger], answer: MultiRunSummary) -> dict[str, Curve]:
-    """Collect the curves of each run, by the labels of this answer."""
+    """Collect the curves of each run, by the labels of this answer, which is by one metric."""
     return {
         label(name, arm): curve
         for name, summary in answer.runs.items()
-        for arm, curve in evidence.curves(named[name], summary).items()
+        for view in by_each(summary)
+        if view.metric == answer.metric
+        for arm, curve in evidence.curves(named[name], view).items()
     }
 
 
@@ -277,7 +308,15 @@ def _codes(runs: Mapping[str, Summary]) -> Iterable[str]:
 
 
 def _smallest(runs: Mapping[str, Summary]) -> Iterable[str]:
-    declared = {name: summary.smallest_difference for name, summary in runs.items()}
-    if len(set(declared.values())) > 1:
-        shown = ", ".join(f"{value:g} in {name}" for name, value in declared.items())
-        yield f"The runs declare different smallest differences that matter ({shown}); here it is the largest."
+    several = any(summary.metrics for summary in runs.values())
+    of_runs = {name: {own.name: own for own in measures_of(summary)} for name, summary in runs.items()}
+    for metric in [own.name for own in _measures(list(runs.values()))]:
+        declared = {name: own[metric].smallest_difference for name, own in of_runs.items()}
+        if len(set(declared.values())) > 1:
+            shown = ", ".join(f"{value:g} in {name}" for name, value in declared.items())
+            of = f" of {metric}" if several else ""
+            yield f"The runs declare different smallest differences{of} that matter ({shown}); here it is the largest."
+    for metric in dict.fromkeys(metric for own in of_runs.values() for metric in own):
+        if without := [name for name, own in of_runs.items() if metric not in own]:
+            are = by_count(len(without), "is", "are")
+            yield f"{' and '.join(without)} {are} not judged by {metric}, which is left out here."

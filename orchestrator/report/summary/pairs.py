@@ -29,7 +29,8 @@ NO_WEIGHTS = ("model.pooling", "model.dropout")
 
 
 def levels(compared: Sequence[statistics.Comparison], smallest_difference: float) -> dict[str, float]:
-    """Return at which levels these contrasts were judged, by the claim."""
+    """Return at which levels these contrasts were judged, by the claim. smallest_difference: of several metrics, the
+    largest: whether there is any counts."""
     tested = sum(result.p is not None for result in compared)
     return asdict(statistics.levels(tested, smallest_difference))
 
@@ -70,9 +71,10 @@ def execution_only(
     values: Mapping[str, Mapping[int, float]],
     diverged: Mapping[str, Collection[int]],
     smallest: float,
+    metric: str = "",
 ) -> list[ExecutionPair]:
     """Find the pairs of arms whose jobs differ in nothing but `execution`, and how far apart their metrics are, seed by
-    seed.
+    seed. metric: its name, where there are several.
 
     Training turns rounding into something larger, so they need not be identical; they agree when no seed differs by
     more than the smallest difference that matters, and none diverged in one of them alone.
@@ -91,7 +93,8 @@ def execution_only(
             agree = None if largest is None else largest == 0 or largest <= smallest
             same = [{trial.seed: canonical(trial.job) for trial in of_arm[arm]} for arm in (a, b)]
             identical = all(same[0][seed] == same[1][seed] for seed in same[0].keys() & same[1].keys())
-            alike.append(ExecutionPair(a, b, identical, len(have), largest, False if alone else agree, alone))
+            agree = False if alone else agree
+            alike.append(ExecutionPair(a, b, identical, len(have), largest, agree, alone, metric))
     return alike
 
 

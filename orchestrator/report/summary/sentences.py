@@ -20,6 +20,7 @@ from orchestrator.report.summary.records import (
     Summary,
     WhichSummary,
 )
+from orchestrator.report.summary.records.views import by_each
 from orchestrator.report.swaps import SettingSummary, SwapSummary
 from orchestrator.statistics import Comparison, Verdict
 from orchestrator.system.display import by_count, counted
@@ -47,7 +48,11 @@ MOST_NAMED = 6
 def sentence(answer: Answer) -> str:
     """Put the verdict into words, the levels that nothing beats first where the question is which one."""
     which, names = answer.which if isinstance(answer, Summary) else None, names_of(answer.arms)
-    return " ".join([*([best_levels(which, names)] if which else []), _verdicts(answer, names)])
+    views = by_each(answer)
+    said = [_verdicts(view, names) for view in views]
+    if len(views) > 1:
+        said = [f"By {view.metric}: {text}" for view, text in zip(views, said, strict=True)]
+    return " ".join([*([best_levels(which, names)] if which else []), *said])
 
 
 def best_levels(which: WhichSummary, names: Names) -> str:

@@ -18,8 +18,9 @@ from orchestrator.report.summary.records import (
     ExploratorySummary,
     LooksSummary,
     Summary,
-    TuneSummary,
 )
+from orchestrator.report.summary.records.tuning import TuneSummary
+from orchestrator.report.summary.records.views import by_each, measures_of
 from orchestrator.system.display import by_count, counted, listed, ranges
 
 
@@ -56,8 +57,10 @@ def oddities(answer: Answer, *, pairs: int) -> Iterable[str]:
             "metric; a pair with one of them counts as the widest of its comparison, against the arm that diverged."
         )
     names = names_of(answer.arms)
-    for arm in answer.arms:
-        yield from _of_arm(arm, names.alone(arm.label), answer.metric)
+    views = by_each(answer)
+    for view in views:
+        for arm in view.arms:
+            yield from _of_arm(arm, names.alone(arm.label), view.metric)
     close = [names.alone(arm.label) for arm in answer.arms if arm.tune and arm.tune.within_noise]
     if close:
         whose = "its tuning" if len(close) == 1 else "the tuning of each"
@@ -69,8 +72,17 @@ def oddities(answer: Answer, *, pairs: int) -> Iterable[str]:
         yield f"{several} cannot reach p <= {level:g}: the smallest p is {answer.smallest_p:.3g}."
     if answer.held_equal is None:
         yield f"The budget is not equal: arms declare {budgets.several(answer.arms)}."
-    for comparison in answer.comparisons:
+    for comparison in views[0].comparisons:
+        yield from _outlying(comparison, names)
         yield from _pairing(comparison, names)
+    for comparison in (comparison for view in views[1:] for comparison in view.comparisons):
+        yield from _outlying(comparison, names)
+    yield from _should_agree(answer, names)
+
+
+def _should_agree(answer: Answer, names: Names) -> Iterable[str]:
+    """Yield which arms differ in execution alone and lie apart."""
+    smallest = {measure.name: measure.smallest_difference for measure in measures_of(answer)}
     for pair in answer.execution_only:
         if pair.agree is False:
             how = "are the same job" if pair.identical else "differ in execution only"
@@ -79,8 +91,8 @@ def oddities(answer: Answer, *, pairs: int) -> Iterable[str]:
             if alone := pair.diverged_alone:
                 seeds_ = f"{by_count(len(alone), 'seed', 'seeds')} {', '.join(map(str, alone))}"
                 ways.append(f"one of them alone diverged in {seeds_}")
-            if (largest := pair.largest_difference or 0.0) > answer.smallest_difference:
-                ways.append(f"a seed differs by {largest:.3g}")
+            if (largest := pair.largest_difference or 0.0) > smallest[pair.metric or answer.metric]:
+                ways.append(f"a seed differs by {largest:.3g}{f' {pair.metric}' if pair.metric else ''}")
             yield f"{both} {how} and should agree; {' and '.join(ways)}."
 
 
@@ -194,6 +206,18 @@ def _exploratory(found: ExploratorySummary | None) -> Iterable[str]:
         yield f"Exploratory, beyond the plan, on {counted(len(found.seeds), 'seed')}: {found.sentence}"
 
 
+def _outlying(comparison: ComparisonSummary, names: Names) -> Iterable[str]:
+    """Yield which seeds lie far from the others."""
+    if comparison.outlying:
+        result = comparison.result
+        (a, b), at = names.sides(result.a, result.b), names.at(result.a, result.b)
+        seeds = ", ".join(map(str, comparison.outlying))
+        many = len(comparison.outlying)
+        lies = f"{by_count(many, 'seed', 'seeds')} {seeds} {by_count(many, 'lies', 'lie')}"
+        by = f" by {result.metric}" if result.metric else ""
+        yield f"{a} against {b}{at}: {lies} far from the others{by}; nothing is left out."
+
+
 def _pairing(comparison: ComparisonSummary, names: Names) -> Iterable[str]:
     """Yield sentences on what both sides of a pair should share by their jobs and do not, and on all different data."""
     result = comparison.result
@@ -201,11 +225,6 @@ def _pairing(comparison: ComparisonSummary, names: Names) -> Iterable[str]:
     b += at
     unlike = {what for what, same in comparison.shared.items() if not same}
     wrong = unlike - comparison.apart.keys()
-    if comparison.outlying:
-        seeds = ", ".join(map(str, comparison.outlying))
-        many = len(comparison.outlying)
-        lies = f"{by_count(many, 'seed', 'seeds')} {seeds} {by_count(many, 'lies', 'lie')}"
-        yield f"{a} against {b}: {lies} far from the others; nothing is left out."
     if (p := statistics.mcnemar_p(result.diverged("a"), result.diverged("b"))) is not None:
         yield (
             f"{a} alone diverged in {counted(result.diverged('a'), 'seed')} and {b} alone in {result.diverged('b')}: "

@@ -11,6 +11,7 @@ import numpy as np
 from orchestrator.report import formatting
 from orchestrator.report.naming import Names
 from orchestrator.report.summary.records import Answer, ComparisonSummary, MultiRunSummary, Summary
+from orchestrator.report.summary.records.views import by_each, tests_of
 from orchestrator.report.summary.sentences import deciding_p, enumerated, is_of_these_rows, unit_of
 from orchestrator.statistics import power
 from orchestrator.system.display import by_count, counted, duration
@@ -48,8 +49,10 @@ def _sure(answer: Answer) -> Iterator[str]:
         return
     low, high = min(result.n for result in tested), max(result.n for result in tested)
     pairs = counted(high, "pair") if low == high else f"{low} to {high} pairs"
-    finds = _finds(answer)
-    found = "" if finds is None else f", which would find a difference of {formatting.value(finds)} four times in five"
+    tests = tests_of(answer)
+    finds = [(view.metric, size) for view in by_each(answer) if (size := _finds(view, tests)) is not None]
+    sizes = [formatting.value(size) + (f" {metric}" if answer.metrics else "") for metric, size in finds]
+    found = f", which would find a difference of {enumerated(sizes)} four times in five" if finds else ""
     several = isinstance(answer, MultiRunSummary)
     of = "of a run's plan, and again in what is compared across runs," if several else "in the whole sweep"
     yield f"{pairs} of {unit}s{found}; the chance of any wrong claim {of} is 0.05."
@@ -78,16 +81,17 @@ def _on_other_rows(claimed: Sequence[ComparisonSummary], unit: str) -> Iterator[
         yield f"Not the rows but the spread of the {unit}s is why{whose}: the t interval by {unit}s alone has 0 in it."
 
 
-def _finds(answer: Answer) -> float | None:
+def _finds(answer: Answer, tests: int) -> float | None:
     """Compute the difference that this many seeds find with a power of 0.8, by the widest of the comparisons. None with
-    looks, of which each has a part of the level, and while seeds are to come."""
+    looks, of which each has a part of the level, and while seeds are to come. tests: how many the family has, by all
+    metrics."""
     if isinstance(answer, Summary) and answer.looks is not None:
         return None
     tested = [c.result for c in answer.comparisons if c.result.p is not None and c.result.n_trained == c.result.n]
     if not tested or min(result.n for result in tested) < FEWEST_PAIRS or not answer.complete:
         return None
     spread = max(float(np.std([pair.difference for pair in result.pairs], ddof=1)) for result in tested)
-    effect = power.detectable(min(result.n for result in tested), answer.alpha["difference"], len(tested))
+    effect = power.detectable(min(result.n for result in tested), answer.alpha["difference"], tests)
     return effect * spread if np.isfinite(effect) and spread > 0 else None
 
 

@@ -56,4 +56,9 @@ class Picture:
     name: str
 
 
+def numbered(picture: str, number: int) -> str:
+    """Name the plot of a further metric: `differences-2`; of the first one, by its own name."""
+    return f"{picture}-{number + 1}" if number else picture
+
+
 Block = Heading | Paragraph | Bullets | Grid | Code | Picture

@@ -12,9 +12,19 @@ from orchestrator.ledger.stored import SweepTable
 from orchestrator.report import formatting as text
 from orchestrator.report.naming import Names, names_of
 from orchestrator.report.summary.records import Answer, MultiRunSummary, Summary
+from orchestrator.report.summary.records.views import by_each, measures_of
 from orchestrator.report.tables import grids
 from orchestrator.report.tables.answers import ShortAnswer, short_answers
-from orchestrator.report.tables.blocks import Block, Bullets, Code, Grid, Heading, Paragraph, Picture
+from orchestrator.report.tables.blocks import (
+    Block,
+    Bullets,
+    Code,
+    Grid,
+    Heading,
+    Paragraph,
+    Picture,
+    numbered,
+)
 from orchestrator.sweep import flatten
 from orchestrator.system.display import counted, ranges
 
@@ -84,12 +94,7 @@ def page(summary: Summary, sweep: SweepTable, columns: Columns, mlflow: Block | 
     blocks = [
         *_reading("How to read this", AT_FIRST),
         Heading("Evidence"),
-        grids.comparisons(summary, names),
-        Picture("differences"),
-        *grids.which(summary),
-        Picture("levels"),
-        grids.arms(summary, names),
-        Picture("curves"),
+        *_evidence(summary, names),
         *grids.exploratory(summary, names),
         *_more(summary, names),
         *_reading("The rules of the verdict", READING),
@@ -107,6 +112,24 @@ def page(summary: Summary, sweep: SweepTable, columns: Columns, mlflow: Block | 
     return Page(summary.question, _terms(summary), [summary.sentence], _which(summary), summary.notes, blocks, answers)
 
 
+def _evidence(summary: Summary, names: Names) -> Iterator[Block]:
+    """Yield the tables and figures behind the verdicts, metric by metric."""
+    for number, view in enumerate(by_each(summary)):
+        yield from _by_metric(view, of=summary)
+        yield grids.comparisons(view, names)
+        yield Picture(numbered("differences", number))
+        yield from grids.which(view)
+        yield Picture(numbered("levels", number))
+        yield grids.arms(view, names)
+        yield Picture(numbered("curves", number))
+
+
+def _by_metric(view: Answer, *, of: Answer) -> Iterator[Block]:
+    """Yield by which metric the next tables are, where there are several."""
+    if of.metrics:
+        yield Heading(f"By {view.metric}")
+
+
 def multi_run_page(answer: MultiRunSummary, sweeps: Mapping[str, SweepTable], columns: Columns) -> Page:
     """Build the report of several runs: each by its own plan first. sweeps: name of a run -> its resolved sweep."""
     runs, names = answer.runs, names_of(answer.arms)
@@ -115,11 +138,9 @@ def multi_run_page(answer: MultiRunSummary, sweeps: Mapping[str, SweepTable], co
         Heading("Each run by its own plan"),
         *(block for name, summary in runs.items() for block in _by_plan(name, summary)),
         Heading("All arms"),
-        grids.arms(answer, names),
-        Picture("curves"),
+        *_all_arms(answer, names),
         Heading("Across runs"),
-        *([grids.comparisons(answer, names)] if answer.comparisons else [Paragraph(answer.sentence)]),
-        Picture("differences"),
+        *(_across(answer, names) if answer.comparisons else [Paragraph(answer.sentence)]),
         *_more(answer, names),
         *_reading("The rules of the verdict", READING + READING_ACROSS),
         Heading("What ran"),
@@ -136,6 +157,20 @@ def multi_run_page(answer: MultiRunSummary, sweeps: Mapping[str, SweepTable], co
     return Page(answer.question, _terms(answer), verdicts, subtitle, answer.notes, blocks, answers)
 
 
+def _all_arms(answer: MultiRunSummary, names: Names) -> Iterator[Block]:
+    for number, view in enumerate(by_each(answer)):
+        yield from _by_metric(view, of=answer)
+        yield grids.arms(view, names)
+        yield Picture(numbered("curves", number))
+
+
+def _across(answer: MultiRunSummary, names: Names) -> Iterator[Block]:
+    for number, view in enumerate(by_each(answer)):
+        yield from _by_metric(view, of=answer)
+        yield grids.comparisons(view, names)
+        yield Picture(numbered("differences", number))
+
+
 def _which(summary: Summary) -> str:
     """Say in one line which run this is."""
     started = datetime.fromtimestamp(summary.created, UTC).strftime("%Y-%m-%d %H:%M UTC")
@@ -145,31 +180,39 @@ def _which(summary: Summary) -> str:
 def _by_plan(name: str, summary: Summary) -> Iterator[Block]:
     yield Paragraph(f"{name}: {summary.question}")
     names = names_of(summary.arms)
-    yield grids.comparisons(summary, names)
-    yield from grids.swaps(summary, names)
+    for view in by_each(summary):
+        yield from _by_metric(view, of=summary)
+        yield grids.comparisons(view, names)
+        yield from grids.swaps(view, names)
     if summary.notes:
         yield Bullets(summary.notes, warning=True)
 
 
 def _terms(answer: Answer) -> str:
     """Say by what the arms are compared."""
-    goal, limit = "higher" if answer.mode == "max" else "lower", answer.smallest_difference
-    matters = f"; differences under {text.value(limit)} do not matter" if limit else ""
-    return f"{answer.metric}: {goal} is better{matters}. Confirm seeds: {ranges(answer.seeds)}."
+    terms = []
+    for metric in measures_of(answer):
+        goal, limit = "higher" if metric.mode == "max" else "lower", metric.smallest_difference
+        matters = f"; differences under {text.value(limit)} do not matter" if limit else ""
+        terms.append(f"{metric.name}: {goal} is better{matters}.")
+    return f"{' '.join(terms)} Confirm seeds: {ranges(answer.seeds)}."
 
 
 def _more(answer: Answer, names: Names) -> Iterator[Block]:
+    views = by_each(answer)
     yield from grids.uncertainty(answer, names)
     yield Heading("Cost")
     yield from grids.cost(answer, names)
-    yield Picture("cost")
+    for number in range(len(views)):
+        yield Picture(numbered("cost", number))
     yield from grids.execution_only(answer, names)
     yield from grids.tuning(answer, names)
     yield Picture("tuned")
     yield Picture("tuning")
-    if isinstance(answer, Summary):
-        yield from grids.swaps(answer, names)
-    yield from grids.seeds(answer, names)
+    for number, view in enumerate(views):
+        if isinstance(view, Summary) and view.swaps:
+            yield from grids.swaps(view, names)
+        yield from grids.seeds(view, names, further=number > 0)
 
 
 def _warned(summary: Summary) -> Iterator[Block]:

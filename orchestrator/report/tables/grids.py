@@ -15,6 +15,7 @@ from orchestrator.report.summary.records import (
     SeedValue,
     Summary,
 )
+from orchestrator.report.summary.records.views import by_each
 from orchestrator.report.summary.sentences import (
     about,
     code,
@@ -95,7 +96,7 @@ def uncertainty(answer: Answer, names: Names) -> Iterator[Block]:
         ),
         [
             (
-                names.pair(comparison.result.a, comparison.result.b),
+                names.pair(comparison.result.a, comparison.result.b) + _of_metric(comparison.result),
                 formatting.interval(parts.interval, sign=True),
                 *map(_root, (parts.seeds, *([parts.settings] if is_apart else []), parts.rows)),
                 *map(_change, (parts.next_seed, parts.next_1000_rows)),
@@ -111,6 +112,10 @@ def uncertainty(answer: Answer, names: Names) -> Iterator[Block]:
         f"changes. Standard errors of the mean difference: by {unit}s{apart}, and by the rows that it was measured on. "
         f"Then what one more {unit}, or 1,000 more rows, would do to half of the interval's width."
     )
+
+
+def _of_metric(result: Comparison) -> str:
+    return f", {result.metric}" if result.metric else ""
 
 
 def _root(variance: float | None) -> str:
@@ -165,7 +170,8 @@ def swaps(summary: Summary, names: Names) -> Iterator[Block]:
     """Yield what arms come to at each other's setting, where they were trained there."""
     if not summary.swaps:
         return
-    yield Heading("At each other's setting")
+    by = f", by {summary.metric}" if summary.swaps[0].metric else ""
+    yield Heading(f"At each other's setting{by}")
     yield Grid(
         (
             "comparison",
@@ -214,7 +220,10 @@ def exploratory(summary: Summary, names: Names) -> Iterator[Block]:
             "The verdict above was planned and stays; to test again whenever the first seeds have not shown anything "
             "finds differences that are none."
         )
-        yield _contrasts(found.comparisons, summary, names)
+        for view in by_each(summary):
+            if summary.metrics:
+                yield Paragraph(f"By {view.metric}:")
+            yield _contrasts(view.exploratory.comparisons if view.exploratory else (), view, names)
 
 
 def arms(answer: Answer, names: Names) -> Grid:
@@ -295,12 +304,13 @@ def _chosen(arm: ArmSummary) -> Sequence[str]:
     return formatting.setting(arm.tune.params), formatting.count(number), of
 
 
-def seeds(answer: Answer, names: Names) -> Iterator[Block]:
-    """Yield every confirm trial's metric, and what the two sides of a pair have in common."""
+def seeds(answer: Answer, names: Names, *, further: bool = False) -> Iterator[Block]:
+    """Yield every confirm trial's metric, and what the two sides of a pair have in common. further: by another metric
+    than the first, with which this stands."""
     of_arm = [{value.seed: value for value in arm.values} for arm in answer.arms]
     if not any(of_arm):
         return
-    yield Heading("Seed by seed")
+    yield Heading(f"Seed by seed, {answer.metric}" if further else "Seed by seed")
     labels = [names.arm[arm.label] for arm in answer.arms]
     title = _folded(answer, f"{answer.metric} seed by seed")
     if len(answer.seeds) > max(MOST_ROWS, len(labels)):  # no page is that wide
@@ -312,7 +322,7 @@ def seeds(answer: Answer, names: Names) -> Iterator[Block]:
             for label, values in zip(labels, of_arm, strict=True)
         ]
         yield Grid((names.heading, *(f"seed {seed}" for seed in answer.seeds)), rows, title=title)
-    paired = [comparison for comparison in answer.comparisons if comparison.result.n]
+    paired = [comparison for comparison in answer.comparisons if comparison.result.n and not further]
     if paired:
         yield Paragraph("What both sides of every pair have in common, checked by hash:")
         yield Bullets([f"{IN_COMMON[what]}: {_in_common(what, paired, names)}." for what in IN_COMMON])
@@ -427,5 +437,8 @@ def _same(pair: ExecutionPair, names: Names) -> str:
     parts = [f"one alone diverged in {counted(alone, 'seed')}"] if alone else []
     if pair.n:
         of = counted(pair.n, "seed")
-        parts.append(f"the largest difference of {of} is {formatting.value(pair.largest_difference)}")
+        parts.append(
+            f"the largest difference of {of} is {formatting.value(pair.largest_difference)}"
+            + (f" {pair.metric}" if pair.metric else "")
+        )
     return f"{arms} and {verb}: {'; '.join(parts)}."

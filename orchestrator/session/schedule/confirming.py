@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from orchestrator.ledger import Ledger, Trial
-from orchestrator.sweep.plan import Plan
+from orchestrator.sweep.plan import Plan, family_of
 
 if TYPE_CHECKING:  # scipy is for those who judge
     from orchestrator.statistics import Course
@@ -93,13 +93,15 @@ def without(
     }
 
 
-def values(trials: Iterable[Trial]) -> dict[str, dict[int, float]]:
-    """Collect the final metrics of confirm trials that trained: arm -> seed -> metric."""
+def values(trials: Iterable[Trial], metric: str | None = None) -> dict[str, dict[int, float]]:
+    """Collect the final metrics of confirm trials that trained: arm -> seed -> metric. metric: the name of a further
+    one than the sweep's first."""
     found: dict[str, dict[int, float]] = {}
     for trial in trials:
         trained = trial.state == "done" and trial.outcome != "diverged"
-        if trained and trial.metric is not None and isfinite(trial.metric):
-            found.setdefault(trial.arm, {})[trial.seed] = trial.metric
+        value = trial.metric if metric is None else trial.metrics.get(metric)
+        if trained and value is not None and isfinite(value):
+            found.setdefault(trial.arm, {})[trial.seed] = value
     return found
 
 
@@ -192,16 +194,16 @@ def course(
         ended.setdefault(arm, set()).update(seeds)
     lost = {arm: seeds - trained.get(arm, {}).keys() - fallen.get(arm, set()) for arm, seeds in ended.items()}
     metric, asked = plan.sweep.metric, [pair for pair in plan.tested if not set(pair) & set(never)]
-    alpha = statistics.levels(len(asked), metric.smallest_difference)
+    alpha = statistics.levels(family_of(plan.sweep, len(asked)), max(metric.smallest_differences))
+    further = {own.name: without(values(confirm, own.name), before) for own in metric.also}
     return statistics.course(
-        statistics.Trained(trained, statistics.Divergence(fallen, never), lost),
+        statistics.Trained(trained, statistics.Divergence(fallen, never), lost, further),
         plan.contrasts,
         statistics.Looks(
             plan.looks,
             plan.confirm_seeds,
             (alpha.difference, alpha.equivalence),
-            metric.mode,
-            metric.smallest_difference,
+            [statistics.Measure(own.name, own.mode, own.smallest_difference) for own in metric.every],
         ),
         same_objective=[pair for pair in plan.contrasts if pair not in plan.tested],
     )

@@ -21,7 +21,16 @@ from jobs.config import JobConfig, canonical, trial_id
 from jobs.config.identity import FORMER, counted_from, with_former
 from orchestrator.sweep import Arm, Sweep, arms_of, flatten, merged, search
 from orchestrator.sweep.model import Space
-from orchestrator.sweep.plan.seeds import REPEATS_AS_UNITS, Basis, basis_of, check_looks, confirm_seeds, tune_seeds
+from orchestrator.sweep.plan.seeds import (
+    REPEATS_AS_UNITS,
+    Basis,
+    SpreadOf,
+    basis_of,
+    check_looks,
+    confirm_seeds,
+    family_of,
+    tune_seeds,
+)
 from orchestrator.sweep.plan.summary import Costs, StageCounts, Summary
 from orchestrator.sweep.plan.swaps import Swap, at_setting, check_swaps, swaps_of
 from orchestrator.sweep.plan.trials import Planned
@@ -30,8 +39,8 @@ from orchestrator.sweep.space import conditions
 from orchestrator.sweep.values import Settings, by_todays_names
 
 __all__ = [
-    "REPEATS_AS_UNITS", "RULES", "Basis", "Plan", "Summary", "changed_keys", "changed_order", "differing",
-    "examined_of", "is_as_begun", "jobs_of", "make", "own_loop", "stored",
+    "REPEATS_AS_UNITS", "RULES", "Basis", "Plan", "SpreadOf", "Summary", "changed_keys", "changed_order", "differing",
+    "examined_of", "family_of", "is_as_begun", "jobs_of", "make", "own_loop", "stored",
 ]  # fmt: skip
 
 RULES = 2
@@ -250,10 +259,10 @@ class Plan:
         return made
 
 
-def make(sweep: Sweep, spread: tuple[float, str] | None = None) -> Plan:
+def make(sweep: Sweep, spreads: Mapping[str, SpreadOf] | None = None) -> Plan:
     """Make the plan of a valid sweep, by today's rules.
 
-    spread: standard deviation of paired differences like its own, and the run that tells it; None: not known.
+    spreads: by metric, standard deviation of paired differences like its own, as far as known.
     Raises ConfigError for looks that make no test, and for swaps where there are none.
     """
     arms = tuple(arms_of(sweep))
@@ -264,7 +273,7 @@ def make(sweep: Sweep, spread: tuple[float, str] | None = None) -> Plan:
     check_looks(sweep, asked)
     unswapped = check_swaps(sweep, swaps_of(sweep, named, tested), contrasts, tested)
     tuned = tune_seeds(sweep)
-    basis = basis_of(sweep, asked, spread)
+    basis = basis_of(sweep, asked, spreads or {})
     confirmed = confirm_seeds(sweep, tuned, basis["n"])
     leading = [arm for arm in arms if arm.label not in shared]
     suggestions = {arm.label: search.suggestions(sweep.tune, arm.values) for arm in leading} if sweep.tune else {}

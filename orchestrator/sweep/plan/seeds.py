@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, NotRequired, TypedDict
 
 from jobs.config import ConfigError, ConfigIssue
@@ -26,26 +27,50 @@ class Basis(TypedDict):
     source: NotRequired[str | None]
     needed: NotRequired[int | None]
     """Seeds that find the smallest difference that matters with a power of 0.8."""
+    metric: NotRequired[str]
+    """Of several, the one that takes most seeds: `sd` and `needed` are of it."""
 
 
-def basis_of(sweep: Sweep, contrasts: int, spread: tuple[float, str] | None) -> Basis:
-    """Choose the number of confirm seeds, and say by what."""
+@dataclass(frozen=True)
+class SpreadOf:
+    """How far paired differences by a metric lie apart in a run like the one that is planned."""
+
+    sd: float
+    source: str
+    """The run."""
+
+
+def family_of(sweep: Sweep, contrasts: int) -> int:
+    """Count what is tested together: each of so many contrasts by each metric."""
+    return contrasts * len(sweep.metric.every)
+
+
+def basis_of(sweep: Sweep, contrasts: int, spreads: Mapping[str, SpreadOf]) -> Basis:
+    """Choose the number of confirm seeds, and say by what. contrasts: how many are tested. spreads: by metric, as far
+    as known. Of several metrics the one that needs most counts; where one is not known, no fewer than without any."""
     from orchestrator.statistics import levels, power  # with scipy, which most verbs do not need
 
-    seeds, smallest = sweep.confirm.seeds, sweep.metric.smallest_difference
+    seeds, tests = sweep.confirm.seeds, family_of(sweep, contrasts)
     if isinstance(seeds, SeedLooks):
         return {"rule": "looks", "n": seeds.looks[-1], "looks": list(seeds.looks)}
     if not isinstance(seeds, str):
         return {"rule": "given", "n": seeds if isinstance(seeds, int) else len(seeds)}
-    alpha, repeats = levels(contrasts, smallest).difference, sweep.tune.repeats if sweep.tune else 1
+    alpha = levels(tests, max(sweep.metric.smallest_differences)).difference
+    repeats = sweep.tune.repeats if sweep.tune else 1
     if seeds == "fewest":
         return {"rule": "fewest", "n": _whole(power.fewest_seeds(alpha), repeats)}
-    if spread is None or smallest == 0 or repeats >= REPEATS_AS_UNITS:  # the spread is known of single seeds
+    asked = [metric for metric in sweep.metric.every if metric.smallest_difference > 0]
+    known = [metric for metric in asked if metric.name in spreads]
+    if not known or repeats >= REPEATS_AS_UNITS:  # the spread is known of single seeds
         count = _whole(power.enough_seeds(None), repeats)
         return {"rule": "enough", "n": count, "sd": None, "source": None, "needed": None}
-    needed = power.seeds_to_find(smallest / spread[0], alpha, max(contrasts, 1))
-    count = _whole(power.enough_seeds(needed or power.MOST), repeats)
-    return {"rule": "enough", "n": count, "sd": spread[0], "source": spread[1], "needed": needed}
+    most = min(known, key=lambda metric: metric.smallest_difference / spreads[metric.name].sd)
+    spread = spreads[most.name]
+    needed = power.seeds_to_find(most.smallest_difference / spread.sd, alpha, max(tests, 1))
+    chosen = power.enough_seeds(needed or power.MOST)
+    count = _whole(chosen if len(known) == len(asked) else max(chosen, power.enough_seeds(None)), repeats)
+    basis: Basis = {"rule": "enough", "n": count, "sd": spread.sd, "source": spread.source, "needed": needed}
+    return basis | {"metric": most.name} if sweep.metric.also else basis
 
 
 def _whole(count: int, repeats: int) -> int:
@@ -76,13 +101,14 @@ def confirm_seeds(sweep: Sweep, tuned: Sequence[int], count: int) -> tuple[int, 
 
 
 def check_looks(sweep: Sweep, contrasts: int) -> None:
-    """Check that the looks of a sweep make a test of so many contrasts. Raises ConfigError."""
+    """Check that the looks of a sweep make a test of so many contrasts, by all of its metrics. Raises ConfigError."""
     from orchestrator.statistics import levels
     from orchestrator.statistics.looks import refusal
 
     seeds = sweep.confirm.seeds
     if not isinstance(seeds, SeedLooks):
         return
-    why = refusal(seeds.looks, levels(contrasts, sweep.metric.smallest_difference).difference)
+    level = levels(family_of(sweep, contrasts), max(sweep.metric.smallest_differences)).difference
+    why = refusal(seeds.looks, level)
     if why is not None:
         raise ConfigError(sweep.name, "sweep", [ConfigIssue("confirm.seeds.looks", repr(seeds.looks), why)])

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from jobs.config import JobConfig
 from orchestrator.sweep import Arm, Sweep
-from orchestrator.sweep.plan.seeds import REPEATS_AS_UNITS, Basis
+from orchestrator.sweep.plan.seeds import REPEATS_AS_UNITS, Basis, family_of
 from orchestrator.sweep.space.grid import Grid
 from orchestrator.system.display import listed
 
@@ -19,28 +19,32 @@ def warnings(
 
     repeats = sweep.tune.repeats if sweep.tune else 1
     notes, seeds = [*sweep.notes], repeats if repeats >= REPEATS_AS_UNITS else basis["n"]
-    reachable, level = power.smallest_p(seeds), levels(contrasts, sweep.metric.smallest_difference).difference
+    reachable = power.smallest_p(seeds)
+    level = levels(family_of(sweep, contrasts), max(sweep.metric.smallest_differences)).difference
     if contrasts and reachable > level:
         notes.append(
             f"{seeds} confirm seeds cannot reach p <= {level:g} (smallest: {reachable:.3g}); "
             f"use confirm.seeds = {power.UNKNOWN}, or 'enough'"
         )
-    needed, sd = basis.get("needed"), basis.get("sd")
-    if sd is not None and sweep.metric.smallest_difference > 0 and (needed is None or needed > seeds):
+    needed, sd, by = basis.get("needed"), basis.get("sd"), basis.get("metric", sweep.metric.name)
+    smallest = next(metric.smallest_difference for metric in sweep.metric.every if metric.name == by)
+    if sd is not None and smallest > 0 and (needed is None or needed > seeds):
         many = f"more than {power.MOST:,}" if needed is None else f"{needed:,}"
         what = "confirm seeds are the most that 'enough' gives"
         if repeats > 1:
             what += f" in a multiple of tune.repeats = {repeats}"
         notes.append(
             f"{seeds} {what}; {many} would find "
-            f"{sweep.metric.smallest_difference:g} four times in five, by the sd of {sd:.4g} in {basis.get('source')}: "
-            "give a number, or a larger metric.smallest_difference"
+            f"{smallest:g}{f' {by}' * bool(sweep.metric.also)} four times in five, by the sd of {sd:.4g} in "
+            f"{basis.get('source')}: give a number, or a larger metric.smallest_difference"
         )
-    if sweep.metric.smallest_difference == 0:
-        notes.append(
-            "metric.smallest_difference is 0, so 'equivalent' can never be the verdict; "
-            "give the smallest difference worth having"
-        )
+    for metric in sweep.metric.every:
+        if metric.smallest_difference == 0:
+            of, on = (f" of {metric.name}", f" on {metric.name}") if sweep.metric.also else ("", "")
+            notes.append(
+                f"metric.smallest_difference{of} is 0, so 'equivalent' can never be the verdict{on}; "
+                "give the smallest difference worth having"
+            )
     if sweep.tune and not sweep.tune.defaults:
         notes.append("tune.defaults is empty: give the published setting, so that every arm tries it first")
     jobs = [arm.config(stage="confirm", seed=0) for arm in arms]

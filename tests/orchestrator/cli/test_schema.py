@@ -45,6 +45,11 @@ SENTENCES = LOSSES.replace('task = "image"', 'task = "sentence"').replace("knn_a
 LR = '[tune.space]\n"optimizer.lr" = { low = 1e-4, high = 1e-2 }\n'
 
 
+def by(metric: str) -> str:
+    """The sweep of two losses, judged by this."""
+    return LOSSES.replace('{ name = "knn_accuracy" }', metric)
+
+
 def faults(text: str, schema: dict[str, Any] = SCHEMA) -> list[str]:
     """What the schema has against a file."""
     return [
@@ -117,6 +122,7 @@ FORMS = {
 "optimizer.momentum" = { low = 0.5, high = 0.99, when = { optimizer.name = "sgd" } }
 "optimizer.warmup" = { low = 0.0, high = 0.1, when = { arm = ["dcl"], "batch.negatives_group" = "none" } }
 """,
+    "several metrics": by("[{ name = 'knn_accuracy' }, { name = 'alignment' }]"),
     "choices of none": LOSSES + '[tune.space]\n"model.dropout" = { choices = ["none", 0.1] }\n',
     "a range with a step": LOSSES + '[tune.space]\n"batch.size" = { low = 16, high = 64, step = 16 }\n',
     "defaults": LOSSES + f'[tune]\ndefaults = [{{ optimizer.lr = 1e-3 }}, {{ "optimizer.lr" = 1e-2 }}]\n{LR}',
@@ -141,6 +147,10 @@ WRONG = {
     "a section that there is none of": LOSSES + "[tuning]\ntrials = 3\n",
     "no question": LOSSES.replace('question = "Which?"\n', ""),
     "no name of a metric": LOSSES.replace('name = "knn_accuracy"', "smallest_difference = 0.1"),
+    "no name of a further metric": LOSSES.replace(
+        'metric = { name = "knn_accuracy" }', 'metric = [{ name = "knn_accuracy" }, { mode = "max" }]'
+    ),
+    "no metric in a list": by("[]"),
     "a name that makes no folder": LOSSES.replace('"small"', '"a b"'),
     "a long name": LOSSES.replace('"small"', f'"{"a" * 101}"'),
     "no task": LOSSES.replace('task = "image"\n', ""),

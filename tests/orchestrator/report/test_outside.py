@@ -23,7 +23,7 @@ from orchestrator.report.summary.outside.direction import usual
 from orchestrator.report.summary.sentences import verdict_of
 from orchestrator.report.tables.answers import short_answers
 from orchestrator.statistics.rows import interval, of_means
-from orchestrator.sweep.model import usual_mode
+from orchestrator.sweep.model.metric import usual_mode
 from orchestrator.sweep.validate import METRICS, TRAINING_METRICS
 
 

@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.statistics import Course, Divergence, Looks, Trained, compare, course
+from orchestrator.statistics import Course, Divergence, Looks, Measure, Question, Trained, compare, course
 from orchestrator.statistics.joint import joint_test
 from orchestrator.statistics.looks import refusal
 from orchestrator.statistics.numbers import Floats
 
 PLANNED = Looks(counts=[7, 10, 14], seeds=list(range(3, 17)), alpha=(0.05, 0.05))
-TWO = Looks(counts=[7, 10, 14], seeds=list(range(3, 17)), alpha=(0.04, 0.01), smallest_difference=0.5)
+TWO = Looks(
+    counts=[7, 10, 14], seeds=list(range(3, 17)), alpha=(0.04, 0.01), measures=[Measure(smallest_difference=0.5)]
+)
 A, B, C = ("a", "base"), ("b", "base"), ("c", "base")
 
 
@@ -61,7 +63,7 @@ def test_a_look_is_taken_when_all_its_seeds_have_ended_and_not_before() -> None:
 
 def test_a_clear_difference_ends_at_the_first_look_and_nothing_more_is_asked_for() -> None:
     now, have = trained_as_due(values({"a": 3 + noise(2)}), [A], PLANNED)
-    assert (now.taken, now.ended, now.standing[A].claim) == (1, "settled", "differs")
+    assert (now.taken, now.ended, now.standing[Question(A)].claim) == (1, "settled", "differs")
     assert {arm: len(own) for arm, own in have.items()} == {"base": 7, "a": 7}
     (judged,) = compare(have, [A], seeds=PLANNED.seeds, looked=now)
     assert (judged.verdict, judged.n, judged.look, judged.complete) == ("a_better", 7, 1, True)
@@ -71,13 +73,13 @@ def test_a_clear_difference_ends_at_the_first_look_and_nothing_more_is_asked_for
 
 def test_only_what_differs_ends_its_seeds_and_the_baseline_runs_while_anything_is_open() -> None:
     """Mutant check: an equivalent arm that trains no further, or a baseline that ends with the first verdict."""
-    planned = Looks(TWO.counts, TWO.seeds, TWO.alpha, smallest_difference=1.0)
+    planned = Looks(TWO.counts, TWO.seeds, TWO.alpha, [Measure(smallest_difference=1.0)])
     given = values({"a": 3 + 0.3 * noise(3), "b": 0.05 * noise(4), "c": 0.6 + 0.9 * noise(8)}, planned)
     now, have = trained_as_due(given, [A, B, C], planned)
     trained = {arm: len(own) for arm, own in have.items()}
-    assert now.standing[A].claim == "differs"
-    assert now.standing[B].claim == "equivalent"
-    assert now.standing[B].look == 1
+    assert now.standing[Question(A)].claim == "differs"
+    assert now.standing[Question(B)].claim == "equivalent"
+    assert now.standing[Question(B)].look == 1
     assert trained["a"] == 7
     assert trained["b"] == trained["c"] == trained["base"] > 7
 
@@ -87,7 +89,7 @@ def test_what_a_look_decided_stays_whatever_later_seeds_say() -> None:
     given = values({"b": tiny, "c": 0.8 + 1.2 * noise(8)}, TWO)
     now, have = trained_as_due(given, [B, C], TWO)
     assert now.taken > 1
-    assert now.standing[B].claim == "equivalent"
+    assert now.standing[Question(B)].claim == "equivalent"
     judged = compare(have, [B, C], seeds=TWO.seeds, smallest_difference=0.5, looked=now)
     assert (judged[0].verdict, judged[0].n, judged[0].look) == ("equivalent", 7, 1)
 
@@ -103,7 +105,7 @@ def test_a_lost_seed_leaves_its_contrast_inconclusive_and_the_others_judged() ->
     given = values({"a": 3 + noise(2), "b": 3 + noise(5)})
     del given["a"][5]
     now = course(Trained(given, lost={"a": [5]}), [A, B], PLANNED)
-    assert (now.ended, now.standing[A].claim, now.standing[B].claim) == ("settled", "", "differs")
+    assert (now.ended, now.standing[Question(A)].claim, now.standing[Question(B)].claim) == ("settled", "", "differs")
     judged = compare(given, [A, B], seeds=PLANNED.seeds, looked=now)
     assert [one.verdict for one in judged] == ["inconclusive", "a_better"]
 
@@ -141,7 +143,7 @@ def test_the_course_follows_from_the_values_alone_whoever_ends_first(
     seed: int, order: int, effects: list[float], smallest: float
 ) -> None:
     """What was trained beyond what was due changes nothing either: as by a kill and a resumption, or an extension."""
-    planned = Looks(PLANNED.counts, PLANNED.seeds, (0.04, 0.01), smallest_difference=smallest)
+    planned = Looks(PLANNED.counts, PLANNED.seeds, (0.04, 0.01), [Measure(smallest_difference=smallest)])
     rng = np.random.default_rng(seed)
     names = ["a", "b", "c"][: len(effects)]
     given = values({arm: effect + rng.normal(size=14) for arm, effect in zip(names, effects, strict=True)}, planned)
@@ -168,7 +170,7 @@ def test_with_one_look_it_is_the_joint_test_and_the_same_verdicts(seed: int, cou
         for replaced in [type(one)(**(vars(one) | {"look": None}))]
     ]
     d = np.column_stack([list(given[arm].values()) for arm in names])
-    assert [now.standing[c].differs.p for c in contrasts] == [one.p for one in joint_test(d, 0.05)]
+    assert [now.standing[Question(c)].differs.p for c in contrasts] == [one.p for one in joint_test(d, 0.05)]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +198,7 @@ def test_one_contrast_is_claimed_at_the_level_and_found_with_the_power_that_was_
     claimed, seeds = 0, 0
     for _ in range(600):
         now = course(Trained(values({"a": effect + rng.normal(size=14)})), [A], PLANNED)
-        claimed += now.standing[A].claim == "differs"
+        claimed += now.standing[Question(A)].claim == "differs"
         seeds += now.due["a"]
     assert low <= claimed / 600 <= high
     assert seeds / 600 < 14

@@ -32,7 +32,7 @@ from orchestrator.statistics import (
     t_interval,
 )
 from orchestrator.statistics.joint import difference_interval, joint_test
-from orchestrator.statistics.pairing import paired
+from orchestrator.statistics.pairing import Measure, Question, paired
 from orchestrator.statistics.rows import RowVariance, between, half_width, interval, of_blocks, of_means, parts
 from orchestrator.statistics.tests import PRECISION, one_sided_bound
 
@@ -165,9 +165,9 @@ def test_looks_end_where_they_do_in_any_unit(d: list[float], exponent: int) -> N
 
     def of(unit: float) -> Any:
         values = {"a": dict(enumerate(unit * x for x in d)), "b": dict.fromkeys(range(11), 0.0)}
-        looks = Looks((7, 9, 11), range(11), (0.04, 0.01), "max", unit)
+        looks = Looks((7, 9, 11), range(11), (0.04, 0.01), [Measure(smallest_difference=unit)])
         found = course(Trained(values), [("a", "b")], looks)
-        standing = found.standing["a", "b"]
+        standing = found.standing[Question(("a", "b"))]
         return found.taken, found.ended, standing.claim, standing.look, standing.differs.p, standing.equals.p
 
     assert same(of(float(f"1e{exponent}")), of(1.0))

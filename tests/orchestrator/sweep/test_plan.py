@@ -24,6 +24,7 @@ from orchestrator.sweep.plan import (
     make,
     stored,
 )
+from orchestrator.sweep.plan.seeds import SpreadOf
 from orchestrator.sweep.plan.trials import Planned
 from orchestrator.sweep.space import conditions
 
@@ -86,7 +87,10 @@ def test_the_number_of_confirm_seeds_follows_from_the_rule_and_what_is_known(
     seeds: Any, sd: float | None, n: int
 ) -> None:
     """Four contrasts, 0.01 matters. Mutant checks: a level of 0.05, or not divided by the contrasts; no upper bound."""
-    made = make(Sweep.model_validate(SWEEP | {"confirm": {"seeds": seeds}}), None if sd is None else (sd, "runs/first"))
+    made = make(
+        Sweep.model_validate(SWEEP | {"confirm": {"seeds": seeds}}),
+        None if sd is None else {"knn_accuracy": SpreadOf(sd, "runs/first")},
+    )
     assert len(made.confirm_seeds) == made.basis["n"] == n
     needed = seeds_to_find(0.01 / sd, 0.04, 4) if sd and seeds == "enough" else None
     assert made.basis.get("needed") == needed
@@ -109,7 +113,7 @@ def test_with_repeats_enough_is_a_multiple_of_them_and_twenty_at_most(repeats: i
     """Seen: 21, of seven. Mutant check: the next multiple."""
     tune = {"trials": 2, "repeats": repeats, "space": {"optimizer.lr": {"low": 1e-4, "high": 1e-2}}}
     sweep = Sweep.model_validate(SWEEP | {"tune": tune, "confirm": {"seeds": "enough"}})
-    made = make(sweep, None if sd is None else (sd, "runs/first"))
+    made = make(sweep, None if sd is None else {"knn_accuracy": SpreadOf(sd, "runs/first")})
     assert len(made.confirm_seeds) == made.basis["n"] == n
     needed = made.basis.get("needed")
     warned = [note for note in made.warnings if "are the most that 'enough' gives" in note]
@@ -119,7 +123,7 @@ def test_with_repeats_enough_is_a_multiple_of_them_and_twenty_at_most(repeats: i
 
 def test_without_a_smallest_difference_enough_are_ten() -> None:
     sweep = Sweep.model_validate(SWEEP | {"metric": {"name": "knn_accuracy"}})
-    assert len(make(sweep, (0.01, "runs/first")).confirm_seeds) == 10
+    assert len(make(sweep, {"knn_accuracy": SpreadOf(0.01, "runs/first")}).confirm_seeds) == 10
 
 
 def test_repeats_of_a_grid_that_is_tried_whole_are_told_to_be_the_same() -> None:

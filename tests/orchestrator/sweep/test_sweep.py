@@ -13,7 +13,7 @@ from pydantic import JsonValue
 from jobs.config import ConfigError, JobConfig
 from orchestrator.cli import main
 from orchestrator.sweep import Arm, Space, Sweep, Tune, arms_of, flatten, load, merged, resolved
-from orchestrator.sweep.model import LOWER_IS_BETTER
+from orchestrator.sweep.model.metric import LOWER_IS_BETTER
 from orchestrator.sweep.plan import make, stored
 from orchestrator.sweep.space.conditions import some_combinations, within
 from orchestrator.sweep.space.multiples import multiple_issues

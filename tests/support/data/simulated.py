@@ -32,6 +32,7 @@ from orchestrator.statistics import (
 from orchestrator.statistics.joint import difference_interval, joint_test
 from orchestrator.statistics.looks import Looks, Trained
 from orchestrator.statistics.numbers import TIE
+from orchestrator.statistics.pairing import Measure, Question
 
 Floats = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, tuple[int, int]], Floats]
@@ -289,7 +290,12 @@ def looked_at(
     """Follow sweeps from look to look: a contrast that is found to differ ends, and the sweep does where no seeds would
     help. effects: each 0, or at least the smallest difference that matters."""
     rng, real = np.random.default_rng([7, len(effects), len(looks)]), np.asarray(effects) != 0
-    planned = Looks(looks, range(looks[-1]), (levels.difference, levels.equivalence), "max", smallest_difference)
+    planned = Looks(
+        looks,
+        range(looks[-1]),
+        (levels.difference, levels.equivalence),
+        [Measure(smallest_difference=smallest_difference)],
+    )
     names = [str(arm) for arm in range(len(effects))]
     wrong, power, seeds = 0, 0.0, 0.0
     for _ in range(sweeps):
@@ -297,7 +303,7 @@ def looked_at(
         values = {"base": dict.fromkeys(range(looks[-1]), 0.0)}
         values |= {arm: dict(enumerate(column)) for arm, column in zip(names, d.T.tolist(), strict=True)}
         ended = course(Trained(values), [(arm, "base") for arm in names], planned)
-        claims = np.array([ended.standing[arm, "base"].claim for arm in names])
+        claims = np.array([ended.standing[Question((arm, "base"))].claim for arm in names])
         wrong += bool(((claims == "differs") & ~real | (claims == "equivalent") & real).any())
         power += float(((claims == "differs") & real).sum()) / max(1, int(real.sum()))
         seeds += float(np.mean([ended.due[arm] for arm in names]))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from jobs.config.after_sections import without_dims
 from orchestrator.statistics import Mode
-from orchestrator.sweep.model import LOWER_IS_BETTER
+from orchestrator.sweep.model.metric import LOWER_IS_BETTER
 
 LOWER = frozenset((
     "loss", "losses", "logloss", "error", "errors", "err", "mse", "rmse", "mae", "mape", "smape", "msle",

@@ -27,6 +27,7 @@ from orchestrator.report.summary.outside.direction import usual
 from orchestrator.report.summary.outside.reading import NAMED, Groups, ResultsError, Table, Trial, read
 from orchestrator.report.summary.pairs import levels
 from orchestrator.report.summary.records import ArmSummary, ComparisonSummary, OutsideSummary, SeedValue
+from orchestrator.report.summary.records.metrics import ArmByMetric, MetricSummary
 from orchestrator.report.variance import is_measured, level_of
 from orchestrator.statistics.rows import VarianceParts, of_means
 from orchestrator.statistics.rows import parts as parts_of
@@ -47,10 +48,17 @@ class Asked:
     smallest_difference: float = 0.0
 
 
-def judge(path: Path, asked: Asked) -> OutsideSummary:
-    """Judge a file of results. Raises ResultsError, OSError."""
-    results = read(path, asked.metric)
-    table, mode = results.table, asked.mode or usual(asked.metric) or "max"
+def judge(path: Path, asked: Asked, *further: Asked) -> OutsideSummary:
+    """Judge a file of results. further: other metrics, which are columns of the same file; the baseline is that of the
+    first. Raises ResultsError, OSError."""
+    every = (asked, *further)
+    names = [one.metric for one in every]
+    if again := next((name for name in names if names.count(name) > 1), None):
+        raise ResultsError(f"--metric {again} is given twice; name each column once")
+    files = [read(path, name, beside=[other for other in names if other != name]) for name in names]
+    _refuse_half_diverged(path, names, [file.table for file in files])
+    results, tables = files[0], {name: file.table for name, file in zip(names, files, strict=True)}
+    table, mode = results.table, _mode(asked)
     baseline = next(iter(table)) if asked.baseline is None else asked.baseline
     if baseline not in table:
         raise ResultsError(
@@ -60,32 +68,69 @@ def judge(path: Path, asked: Asked) -> OutsideSummary:
         raise ResultsError(f"{path} has one arm, {baseline!r}; a comparison needs two or more")
     contrasts = [(arm, baseline) for arm in table if arm != baseline]
     seeds = {(a, b): [seed for seed in table[a] if seed in table[b]] for a, b in contrasts}
-    values = {arm: _values(trials) for arm, trials in table.items()}
+    measured = {
+        statistics.Measure(one.metric, _mode(one), one.smallest_difference): {
+            arm: _values(trials) for arm, trials in tables[one.metric].items()
+        }
+        for one in every
+    }
+    largest = max(one.smallest_difference for one in every)
     diverged = {arm: [seed for seed, trial in trials.items() if trial.value is None] for arm, trials in table.items()}
-    compared = statistics.compare(
-        values,
+    compared = statistics.compare_by(
+        measured,
         contrasts,
         seeds=seeds,
-        mode=mode,
-        smallest_difference=asked.smallest_difference,
         divergence=statistics.Divergence(diverged),
     )
     summary = OutsideSummary(
-        question=f"Which of the arms in {path.name} has the better {asked.metric}?",
+        question=f"Which of the arms in {path.name} has the better {', '.join(names)}?",
         metric=asked.metric,
         mode=mode,
         smallest_difference=asked.smallest_difference,
         complete=all(result.complete for result in compared),
-        arms=[_arm(arm, trials) for arm, trials in table.items()],
-        comparisons=_with_rows(compared, table, results.groups, asked.smallest_difference),
+        arms=[
+            replace(_arm(arm, trials), by_metric=_by_metric(tables, arm) if further else {})
+            for arm, trials in table.items()
+        ],
+        comparisons=_with_rows(compared, tables, results.groups, largest),
         seeds=sorted({seed for trials in table.values() for seed in trials}),
-        alpha=levels(compared, asked.smallest_difference),
+        alpha=levels(compared, largest),
         smallest_p=statistics.smallest_p(max(map(len, seeds.values()))),
+        metrics=[MetricSummary(own.name, own.mode, own.smallest_difference) for own in measured] if further else (),
     )
-    notes = [_direction(asked, mode), *_notes(table, contrasts, summary), *results.notes]
+    notes = [*(_direction(one, _mode(one)) for one in every), *_notes(table, contrasts, summary), *results.notes]
     if not any(result.n or result.verdict == "diverges" for result in compared):
         return replace(summary, sentence=f"No verdict: no other arm has a seed in common with {baseline}.", notes=notes)
     return replace(summary, sentence=sentences.sentence(summary), notes=notes)
+
+
+def _mode(asked: Asked) -> statistics.Mode:
+    return asked.mode or usual(asked.metric) or "max"
+
+
+def _refuse_half_diverged(path: Path, metrics: Sequence[str], tables: Sequence[Table]) -> None:
+    """Raise ResultsError where a trial has one metric and lacks another: what diverged has none."""
+    for arm, trials in tables[0].items():
+        for seed in trials:
+            of_trial = {name: table[arm][seed] for name, table in zip(metrics, tables, strict=True)}
+            lacking = [name for name, trial in of_trial.items() if trial.value is None]
+            if lacking and len(lacking) < len(metrics):
+                line = next(iter(of_trial[lacking[0]].lines.values()))
+                has = next(name for name in metrics if name not in lacking)
+                raise ResultsError(
+                    f"{path}, line {line}: arm {arm!r}, seed {seed} has {has} and no {', '.join(lacking)}; a trial "
+                    "that diverged has none of them: empty all, or give all"
+                )
+
+
+def _by_metric(tables: Mapping[str, Table], arm: str) -> dict[str, ArmByMetric]:
+    found = {}
+    for metric, table in tables.items():
+        values = _values(table[arm])
+        own = list(values.values())
+        mean, ci95 = fmean(own) if own else None, statistics.t_interval(own)
+        found[metric] = ArmByMetric(len(own), mean, ci95, None, worse_than_untrained=False, values=values)
+    return found
 
 
 def _direction(asked: Asked, mode: statistics.Mode) -> str:
@@ -104,14 +149,19 @@ def _direction(asked: Asked, mode: statistics.Mode) -> str:
 
 
 def _with_rows(
-    compared: Sequence[statistics.Comparison], table: Table, groups: Groups, smallest_difference: float
+    compared: Sequence[statistics.Comparison],
+    tables: Mapping[str, Table],
+    groups: Groups,
+    smallest_difference: float,
 ) -> list[ComparisonSummary]:
-    """Summarise the contrasts, with what their rows say of other rows, where the file has a line for each."""
+    """Summarise the contrasts, with what their rows say of other rows, where the file has a line for each. tables: by
+    metric, the first one first."""
     level, group_of = level_of(compared, smallest_difference), _group_of(groups)
     summaries = []
     for result in compared:
         parts = VarianceParts()
         if is_measured(result):
+            table = tables[result.metric or next(iter(tables))]
             a, b = ([table[arm][seed].values for seed in result.seeds] for arm in (result.a, result.b))
             by_row = [fmean(x[row] - y[row] for x, y in zip(a, b, strict=True)) for row in groups]
             known = of_means(by_row, group_of)  # of a single row, which has no name, nothing is known

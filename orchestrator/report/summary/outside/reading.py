@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -79,8 +79,9 @@ class _Columns:
 _Line = Mapping[str | None, str | None]
 
 
-def read(path: Path, metric: str) -> Results:
-    """Read a file of results. Raises ResultsError, OSError."""
+def read(path: Path, metric: str, beside: Collection[str] = ()) -> Results:
+    """Read a file of results. beside: other metrics that are read of it, each from the column of its name. Raises
+    ResultsError, OSError."""
     if metric.casefold() in KEYS:
         raise ResultsError(f"--metric {metric}: that column says which trial it is; name the column of the values")
     table: Table = {}
@@ -91,7 +92,7 @@ def read(path: Path, metric: str) -> Results:
             first = file.readline()
             file.seek(0)
             lines = csv.DictReader(file, delimiter=_delimiter(first), strict=True)
-            columns = _columns(path, lines.fieldnames, metric)
+            columns = _columns(path, lines.fieldnames, metric, beside)
             for line in lines:
                 _add(table, path, lines.line_num, line, columns)
                 _add_group(groups, path, lines.line_num, line, columns)
@@ -120,15 +121,15 @@ def _delimiter(first: str) -> str:
     return max(DELIMITERS, key=fits)
 
 
-def _columns(path: Path, found: Sequence[str] | None, metric: str) -> _Columns:
+def _columns(path: Path, found: Sequence[str] | None, metric: str, beside: Collection[str]) -> _Columns:
     """Find the columns, in capitals or not. Raises ResultsError where one is missing or there twice."""
     names = [name.strip() for name in found or ()]
-    column = metric if _named(path, metric, names) is not None else "value"
+    column = metric if beside or _named(path, metric, names) is not None else "value"
     arm, seed, value, row, group = (_named(path, name, names) for name in ("arm", "seed", column, "row", "group"))
     missing = [name for name, at in (("arm", arm), ("seed", seed), (column, value)) if at is None]
     if missing or list(found or ()) != names or len(set(names)) < len(names):
         wanted = (
-            " or ".join(dict.fromkeys([repr(metric), "'value'"]))
+            " or ".join(dict.fromkeys([repr(metric), *([] if beside else ["'value'"])]))
             if column in missing
             else ", ".join(map(repr, missing))
         )
@@ -137,7 +138,8 @@ def _columns(path: Path, found: Sequence[str] | None, metric: str) -> _Columns:
             f"{path} {what}: it has {', '.join(map(repr, found or ())) or 'none'}; write arm,seed,{metric}"
         )
     assert arm is not None and seed is not None and value is not None  # noqa: PT018 - what is missing was refused
-    others = [name for name in names if name not in (arm, seed, value, row, group)]
+    further = [_named(path, name, names) for name in beside]
+    others = [name for name in names if name not in (arm, seed, value, row, group, *further)]
     return _Columns(arm, seed, value, row, group, others)
 
 

@@ -29,9 +29,14 @@ class AsFields:
         return fields_as_json(self)
 
 
+BY_SEVERAL = ("metrics", "by_metric", "metric")
+"""Fields that say something only where there are several metrics, and are left out where they are empty."""
+
+
 def fields_as_json(record: Record) -> JsonObject:
     """Return the fields of a record as JSON, by name and in their order."""
-    return {field.name: as_json(getattr(record, field.name)) for field in fields(record)}
+    named = ((field.name, getattr(record, field.name)) for field in fields(record))
+    return {name: as_json(value) for name, value in named if value or name not in BY_SEVERAL}
 
 
 def as_json(value: object) -> JsonValue:

@@ -12,12 +12,10 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, JsonValue, PrivateAttr, Tag, model_validator
 
-from jobs.config import JobConfig, Section, canonical, without_dims
+from jobs.config import JobConfig, Section, canonical
 from jobs.config.components import is_import_path
+from orchestrator.sweep.model.metric import Metric
 from orchestrator.sweep.values import AsGiven, Level, Levels, Settings, alternatives, flatten, identity, merged, shown
-
-LOWER_IS_BETTER = ("uniformity", "alignment", "loss", "train/loss", "train/infonce")
-"""Metrics of which less is better. Of every other one, more is."""
 
 OTHER_WORDS = {
     **dict.fromkeys(("min", "minimum", "lower", "lo", "from", "start"), "low"),
@@ -34,35 +32,6 @@ OTHER_WORDS = {
 MOST_SAMPLES = 64
 """First values of a range that stand for all of it. A whole number below 2^53 has no 64 divisors at equal distances
 (their least common multiple is larger), and where two values at a distance are multiples of a number, all are."""
-
-
-class Metric(Section):
-    """What the arms are judged by."""
-
-    name: str
-    """What an evaluation measures: knn_accuracy or probe_accuracy of images, spearman of sentences, alignment or
-    uniformity of either."""
-
-    mode: Literal["max", "min"] = "max"
-    """Which way is better. Follows the metric unless given."""
-
-    mode_is_meant: bool = False
-    """The mode is given against the usual direction of the metric, and meant so."""
-
-    smallest_difference: float = Field(0.0, ge=0)
-    """The smallest difference worth having; arms closer than this count as equivalent. 0: never equivalent."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _mode_follows_the_metric(cls, given: object) -> object:
-        if isinstance(given, Mapping) and isinstance(given.get("name"), str) and "mode" not in given:
-            return {**given, "mode": usual_mode(given["name"])}
-        return given
-
-
-def usual_mode(metric: str) -> Literal["max", "min"]:
-    """Return the better direction of a metric."""
-    return "min" if without_dims(metric) in LOWER_IS_BETTER else "max"
 
 
 class Space(Section):

@@ -15,7 +15,9 @@ from pydantic import JsonValue
 from orchestrator import statistics
 from orchestrator.ledger import RunState, Stage, TrialState
 from orchestrator.ledger.stored import JsonObject
-from orchestrator.report.summary.plain_json import AsFields, as_json, fields_as_json
+from orchestrator.report.summary.records.metrics import ArmByMetric, MetricSummary
+from orchestrator.report.summary.records.plain_json import AsFields, as_json, fields_as_json
+from orchestrator.report.summary.records.tuning import TuneSummary
 from orchestrator.report.swaps import SwapSummary
 from orchestrator.statistics import Interval
 from orchestrator.statistics.rows import VarianceParts
@@ -56,43 +58,6 @@ class SeedValue(AsFields):
 
 
 @dataclass(frozen=True)
-class SuggestionSummary(AsFields):
-    """One suggestion of a search, over its tune seeds."""
-
-    number: int
-    params: JsonObject
-    trials: Sequence[str]
-    states: Sequence[TrialState]
-    value: float | None
-    best_so_far: float | None
-    range: tuple[float | None, float | None]
-    """Lowest and highest over the seeds, of the best setting so far."""
-
-
-@dataclass(frozen=True)
-class TuneSummary(AsFields):
-    """How an arm was tuned, and what was chosen."""
-
-    suggestions: Sequence[SuggestionSummary]
-    number: int | None
-    """Of the suggestion that was chosen; None, as the next two, until one is."""
-    params: JsonObject | None
-    hash: str | None
-    searched_with: str | None
-    """The arm whose search this one shares."""
-    repeats: Sequence[JsonObject] = ()
-    """The setting of each repeat of the tuning, where there are several."""
-    edges: Sequence[str] = ()
-    """Keys of which the chosen value, in any repeat, lies within a tenth of an end of its range, on the range's own
-    scale, or at an end of choices that are numbers."""
-    within_noise: bool = False
-    """The best setting leads the second, in some repeat, by less than what two seeds of the arm differ by: sqrt(2)
-    times the standard deviation of its confirm values."""
-    repeat_edges: Sequence[Sequence[str]] = ()
-    """Of each of `repeats`, the keys that lie at an edge."""
-
-
-@dataclass(frozen=True)
 class ArmSummary:
     """One arm: its metric, what training took, how it was tuned."""
 
@@ -126,6 +91,8 @@ class ArmSummary:
     run: str | None = None
     """Among those of several runs: which one, and the next what it calls the arm."""
     arm: str | None = None
+    by_metric: Mapping[str, ArmByMetric] = field(default_factory=dict)
+    """Where arms are judged by several metrics: the arm by each, by name."""
 
     def to_json(self) -> JsonObject:
         """Return the record as JSON."""
@@ -135,6 +102,8 @@ class ArmSummary:
             if own.name == "spent":
                 for kind, spent in self.spent.items():
                     made |= {kind: spent.mean, f"{kind}_range": as_json(spent.ends)}
+            elif own.name == "by_metric":
+                made |= {"by_metric": as_json(value)} if value else {}
             elif own.name not in ("run", "arm") or value is not None:
                 made[own.name] = as_json(value)
         return made
@@ -163,6 +132,7 @@ class ComparisonSummary:
         return {
             "a": result.a,
             "b": result.b,
+            **({"metric": result.metric} if result.metric else {}),
             "n": result.n,
             "delta": result.delta,
             "delta_trained": result.delta_trained,
@@ -267,6 +237,8 @@ class ExecutionPair(AsFields):
     agree: bool | None
     diverged_alone: Sequence[int] = ()
     """Seeds in which one of the two diverged and the other trained: then they do not agree."""
+    metric: str = ""
+    """Of which the difference is, where there are several; else empty."""
 
 
 @dataclass(frozen=True)
@@ -371,6 +343,8 @@ class Summary(AsFields):
     """What plan and launch warned of, before anything ran."""
     notes: Sequence[str] = ()
     """What is missing or odd."""
+    metrics: Sequence[MetricSummary] = ()
+    """Where arms are judged by several: all, `metric` first, at which tuning looks. Each contrast is judged by each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -396,6 +370,8 @@ class MultiRunSummary:
     runs: Mapping[str, Summary]
     """Each run by its own plan, by name."""
     notes: Sequence[str] = ()
+    metrics: Sequence[MetricSummary] = ()
+    """Where all runs are judged by several: these."""
 
     def to_json(self) -> JsonObject:
         """Return the record as JSON."""
@@ -423,6 +399,8 @@ class OutsideSummary(AsFields):
     alpha: Mapping[str, float]
     smallest_p: float
     notes: Sequence[str] = ()
+    metrics: Sequence[MetricSummary] = ()
+    """Where several were named: all, in their order."""
 
 
 Answer = Summary | MultiRunSummary | OutsideSummary
