@@ -176,6 +176,11 @@ class JobConfig(Section):
                     f"data.{key} = '{column}' is of images and sentences; remove it, and let {self.task} have a method "
                     f"{key}s(rows)"
                 )
+        if self.loss.guide is not None:
+            raise ValueError(
+                f"loss.guide = '{self.loss.guide}' reads images and sentences alone, and {self.task} has rows of its "
+                "own; let views() of it give what its loss needs"
+            )
         if self.evaluate.metrics:
             raise ValueError(
                 f"evaluate.metrics = {list(self.evaluate.metrics)} are for images and sentences; let evaluate() of "
@@ -219,6 +224,22 @@ class JobConfig(Section):
     def judge(self) -> str:
         """Name of what judges the job. Raises KeyError for a task of the user's own, which judges itself."""
         return self.evaluate.judge or USUAL_JUDGES[self.task]
+
+    @property
+    def guide(self) -> JobConfig | None:
+        """The job of an encoder that is the guide's, and judged as it is: its rows, and how it reads them."""
+        if self.loss.guide is None:
+            return None
+        precision: Literal["fp32", "fp64"] = "fp64" if self.model.precision == "fp64" else "fp32"
+        return self.model_copy(
+            update={
+                "model": Model(name=self.loss.guide, projection="none", precision=precision),
+                "data": self.data.model_copy(update={"max_tokens": None}),
+                "augment": Augment(),
+                "loss": Loss(),
+                "execution": self.execution.model_copy(update={"compile": False}),
+            }
+        )
 
     @property
     def augments_tokens(self) -> bool:

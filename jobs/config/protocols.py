@@ -44,14 +44,18 @@ class Loss(Protocol):
         negative_ids: Tensor | None,
         scores: Tensor,
         momentum_keys: Tensor,
+        guide_queries: Tensor,
+        guide_keys: Tensor,
+        guide_negatives: Tensor | None,
         rows: Tensor,
         temperature: float | Tensor,
         step: int,
     ) -> Tensor:
         """Give a scalar. queries, keys [B, D]; negatives [B, H, D]; ids, key_ids, rows int64 [B]; negative_ids int64
         [B, H]; scores [B] of labelled pairs, an error where there are none; momentum_keys [B, D], the keys by a copy of
-        the model that follows it by the `momentum` of the class that asks for them; step from 1. Queries and keys are
-        unit rows unless function or class says `normalised = False`."""
+        the model that follows it by the `momentum` of the class that asks for them; guide_queries, guide_keys [B, Dg]
+        and guide_negatives [B, H, Dg], unit rows of the frozen encoder `loss.guide`, an error without one; step from 1.
+        Queries and keys are unit rows unless function or class says `normalised = False`."""
 
 
 class Encoder(Protocol):

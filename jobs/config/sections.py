@@ -20,6 +20,9 @@ from jobs.config.components import (
     PoolingName,
     ScheduleName,
     TransformName,
+    builtin_names,
+    is_import_path,
+    is_of_batch,
     metric_name,
 )
 from jobs.config.section import Options, Section
@@ -162,6 +165,10 @@ class Loss(Section):
     bias: float = 0.0
     """Added to the logits of siglip, which often starts at -10."""
 
+    guide: str | None = None
+    """A frozen encoder whose similarities a loss asks for, such as `gist` and `distillation`: a local folder or a Hub
+    name, with its own tokenizer, pooling and length as its folder says. Of images and sentences."""
+
     mlm_weight: float = Field(0.0, ge=0)
     """Weight of an auxiliary masked-language-model loss on all sentences of the batch (SimCSE, Gao et al. 2021). It is
     the mean over all masked tokens of the global batch. 0: none. Sentences only."""
@@ -186,6 +193,16 @@ class Loss(Section):
             raise ValueError(
                 f"temperature = 'learned' with name = '{self.name}' has no minimum and runs to its clamp; "
                 "give a number, or use name = 'infonce'"
+            )
+        if self.guide is not None and (self.guide in builtin_names("encoder") or is_import_path(self.guide)):
+            raise ValueError(
+                f"guide = '{self.guide}' is trained from nothing, so it knows nothing; give the folder of a pretrained "
+                "encoder, or a name that the Hub knows"
+            )
+        if self.guide is not None and self.name in builtin_names("loss") and not is_of_batch(self.name):
+            raise ValueError(
+                f"guide = '{self.guide}' is asked for by no loss of anchors, which name = '{self.name}' is; use 'gist' "
+                "or 'distillation', or remove it"
             )
         if self.name == "siglip" and self.same_side:
             raise ValueError("same_side = true is not defined for name = 'siglip'; set same_side = false")

@@ -5,7 +5,7 @@ Prints one line of JSON for each and ends with 0, or prints what is wrong with t
     {"rows", "fingerprint", "warnings", "reading": {...}, "data": {"data.train = SOURCE": {...}, ...}, "weights": {...}}
 
 `reading` is how the encoder takes and pools its inputs, also where the job leaves that to its folder. `weights` may be
-null.
+null; `guide` is the same of the encoder that `loss.guide` names, if a job has one.
 
 A pretrained encoder is fetched for that, so that what is digested is what the job will load.
 
@@ -30,7 +30,7 @@ from jobs.core.plain import visible_lines
 from jobs.data.formats import DataError
 from jobs.data.images.links import looked_at_once
 from jobs.data.validate import check, check_encoder_here, digests, fingerprint, train_rows
-from jobs.models import ModelError
+from jobs.models import ModelError, refused_guide
 from jobs.models.pretrained import folder as pretrained
 from jobs.models.pretrained.folder import EncoderError
 from jobs.models.reading import reading
@@ -72,12 +72,26 @@ def _checked(job: JobConfig) -> dict[str, Json]:
     warnings = check(job)
     rows: dict[str, Json] = {"rows": len(train_rows(job)), "fingerprint": fingerprint(job), "warnings": warnings}
     rows["reading"] = reading(job).record
-    return rows | {"data": digests(job), "weights": _weights(job)}
+    return rows | {"data": digests(job), "weights": _weights(job)} | _of_guide(job, {})
 
 
 def _compared(job: JobConfig, known: Mapping[str, Mapping[str, JsonObject]]) -> dict[str, Json]:
-    weights = (known.get("weights") or {}).get(str(job.model.name))
-    return {"warnings": [], "data": digests(job, known["data"]), "weights": _weights(job, weights)}
+    encoders = known.get("weights") or {}
+    weights = encoders.get(str(job.model.name))
+    answer: dict[str, Json] = {"warnings": [], "data": digests(job, known["data"]), "weights": _weights(job, weights)}
+    return answer | _of_guide(job, encoders)
+
+
+def _of_guide(job: JobConfig, known: Mapping[str, JsonObject]) -> dict[str, Json]:
+    """Hash the files of the guide, if the job has one."""
+    name = job.loss.guide
+    if name is None:
+        return {}
+    try:
+        found = pretrained.digest(name, known.get(name), tokenizer=job.task == "sentence")
+    except EncoderError as error:
+        raise refused_guide(job, error) from error
+    return {} if found is None else {"guide": {**found, "key": "loss.guide"}}
 
 
 def _weights(job: JobConfig, known: JsonObject | None = None) -> dict[str, Json] | None:

@@ -31,6 +31,7 @@ from jobs.data.sentences import scored, sentence_rows, tokenizer_for
 from jobs.data.sources import Rows, exactly, groups_of, read
 from jobs.data.tasks import task_of
 from jobs.data.tasks.judging import judge_of
+from jobs.models.pretrained.folder import EncoderError
 
 Hashes: TypeAlias = defaultdict[str, "hashlib.blake2b"]
 """Of the parts of a table, by their place."""
@@ -78,7 +79,22 @@ def _try_sampler(job: JobConfig) -> None:
 
 
 def check_model(job: JobConfig) -> list[str]:
-    """Check the job's encoder; return what to know of it. Raises ModelError, or DataError for its tokenizer."""
+    """Check the job's encoder, and its guide; return what to know of them. Raises ModelError, or DataError for a
+    tokenizer."""
+    return [*_check_own(job), *_check_guide(job)]
+
+
+def _check_guide(job: JobConfig) -> list[str]:
+    if job.guide is None:
+        return []
+    try:
+        notes = _check_own(job.guide)
+    except (DataError, EncoderError, models.ModelError) as error:
+        raise models.refused_guide(job, error) from error
+    return [note.replace("model.name = ", "loss.guide = ") for note in notes]
+
+
+def _check_own(job: JobConfig) -> list[str]:
     if is_built(job.model.name):
         return []
     notes = models.check_encoder(job, None)  # without one, there is no tokenizer either
@@ -88,9 +104,10 @@ def check_model(job: JobConfig) -> list[str]:
 def check_encoder_here(job: JobConfig) -> list[str]:
     """Run `check_model`, and the check of its views, for an encoder that is a folder on this machine, where the rows
     may not be; return nothing for others."""
+    guided = _check_guide(job) if job.loss.guide is not None and is_folder_here(job.loss.guide) else []
     if is_built(job.model.name) or not is_folder_here(str(job.model.name)):
-        return []
-    notes = check_model(job)
+        return guided
+    notes = _check_own(job) + guided
     try:
         models.check_views(job)
     except models.ModelError:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from jobs.config.json_values import JsonObject
 from jobs.core.collectives import Group
-from jobs.losses.generic import BatchFacts
+from jobs.losses.generic import BatchFacts, GuideRows
 from jobs.losses.named import JobLoss, row_loss_of
 from jobs.losses.spec import LossInputs, LossSpec, RowLoss, RowSums, SoftmaxLoss, softmax_loss
 from jobs.losses.tiled import Diagnostics, tiled_loss
@@ -20,6 +20,7 @@ from jobs.losses.tiled import Diagnostics, tiled_loss
 __all__ = [
     "BatchFacts",
     "Diagnostics",
+    "GuideRows",
     "JobLoss",
     "LossInputs",
     "LossSpec",

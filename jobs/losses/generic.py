@@ -7,6 +7,7 @@
     ids, key_ids [B], negative_ids [B, H]   int64, equal where it is the same text or image; None where there are none
     scores [B]               people's scores of the pairs; an error where the data have none
     momentum_keys [B, D]     the keys by a copy of the model that follows it by the `momentum` of the class that asks
+    guide_queries, guide_keys [B, Dg], guide_negatives [B, H, Dg]   unit rows of the frozen encoder `loss.guide`
     rows [B]                 int64, the pair's row of the data
     temperature, step        a number, or a tensor where it is learned; the optimizer step, from 1
     and its options          as the job has them
@@ -41,6 +42,20 @@ from jobs.losses.tiled import Diagnostics, tiled_loss
 
 
 @dataclass(frozen=True)
+class GuideRows:
+    """What a frozen encoder makes of this rank's pairs: unit rows."""
+
+    queries: Tensor
+    """[b, Dg]."""
+
+    keys: Tensor
+    """[b, Dg]."""
+
+    negatives: Tensor | None = None
+    """[b, H, Dg]; None: there are no hard negatives."""
+
+
+@dataclass(frozen=True)
 class BatchFacts:
     """What a loss may know of its batch beside embeddings: of this rank's pairs."""
 
@@ -56,6 +71,9 @@ class BatchFacts:
 
     momentum_keys: Tensor | None = None
     """[b, D]; None where no loss asks for them."""
+
+    guide: GuideRows | None = None
+    """None without `loss.guide`."""
 
 
 def asked_for(function: Callable[..., object]) -> frozenset[str]:
@@ -104,6 +122,8 @@ def batch_loss(
     fault = next(tensor_faults(inputs), None)
     if fault is None and "scores" in asked and facts.scores is None:
         fault = f"loss.name = {spec.name!r} asks for scores, which the data do not have; name the column in data.scores"
+    if fault is None and "guide_" in " ".join(asked) and facts.guide is None:
+        fault = f"loss.name = {spec.name!r} asks for a guide; name a frozen encoder in loss.guide, such as a folder"
     counts = agreed_counts(spec, inputs, group, fault)
     rank = rank_of(group)
     if isinstance(function, nn.Module):
@@ -151,6 +171,7 @@ def _gathered(inputs: LossInputs, facts: BatchFacts, counts: list[int], group: G
         "rows": all_rows(facts.rows.to(device)),
         "scores": all_rows(None if facts.scores is None else facts.scores.to(device)),
         "momentum_keys": all_rows(facts.momentum_keys),
+        **({} if facts.guide is None else {f"guide_{side}": all_rows(x) for side, x in vars(facts.guide).items()}),
     }
 
 

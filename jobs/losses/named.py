@@ -16,7 +16,7 @@ from jobs.losses.spec import LossInputs, LossSpec, RowLoss, SoftmaxLoss
 from jobs.losses.tiled import Diagnostics, tiled_loss
 
 if TYPE_CHECKING:
-    from jobs.config import JobConfig
+    from jobs.config import JobConfig, Loss
 
 
 class JobLoss:
@@ -46,6 +46,7 @@ class JobLoss:
                     "keys, an nn.Module class, or a function of rows under @softmax_loss"
                 )
             self._asked = generic.asked_for(cast("Callable[..., Tensor]", component))
+            _refuse_idle_guide(job.loss, self._asked)
             self.module = generic.built(component, self._options, seed=job.seed, sizes=sizes)
             self._function = self.module or cast("Callable[..., Tensor]", component)
             self.momentum = _momentum(self.spec.name, self.module) if "momentum_keys" in self._asked else None
@@ -72,6 +73,21 @@ class JobLoss:
         spec = replace(self.spec, name=same_as)
         loss, fault = row_loss_of(spec)
         return tiled_loss(spec, loss, inputs, group, fault=fault)
+
+
+def _refuse_idle_guide(loss: Loss, asked: frozenset[str]) -> None:
+    """Raise ValueError for a guide that nothing asks for, or none where one is asked for."""
+    wanted = sorted(name for name in asked if name.startswith("guide_"))
+    if loss.guide is not None and not wanted:
+        raise ValueError(
+            f"loss.guide = '{loss.guide}' is asked for by no argument of loss.name = {loss.name!r}; remove it, or let "
+            "the loss ask for guide_queries and guide_keys"
+        )
+    if loss.guide is None and wanted:
+        raise ValueError(
+            f"loss.name = {loss.name!r} asks for {wanted[0]}, and loss.guide names no frozen encoder; give the folder "
+            "of one, or a name that the Hub knows"
+        )
 
 
 def _momentum(name: str, module: nn.Module | None) -> float:

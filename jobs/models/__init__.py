@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from jobs.models.errors import ModelError
-from jobs.models.fitness import check_encoder, check_views
+from jobs.models.fitness import check_encoder, check_views, refused_guide
 from jobs.models.reading import Reading
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ __all__ = [
     "import_code",
     "initial_hash",
     "refuse_what_parts_of_a_batch_change",
+    "refused_guide",
 ]
 
 

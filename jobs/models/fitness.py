@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from jobs.config import JobConfig
@@ -29,6 +30,13 @@ def check_encoder(job: JobConfig, tokenizer: Any) -> list[str]:
         _check_ids(name, tokenizer, anatomy.ids)
         _check_prompt(name, tokenizer, read)
     return [*read.notes, *transformer.check_weights(name, job)]
+
+
+def refused_guide(job: JobConfig, error: Exception) -> ModelError:
+    """Return the error of a guide that cannot be one, of what was said of it as an encoder to train."""
+    words = str(error).replace(f"model.name = '{job.loss.guide}'", "it")
+    words = re.sub(r", a name that the Hub knows, or .* to train from nothing", " or a name that the Hub knows", words)
+    return ModelError(f"loss.guide = '{job.loss.guide}' cannot be used: {words}")
 
 
 def check_views(job: JobConfig) -> None:

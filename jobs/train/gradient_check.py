@@ -24,7 +24,7 @@ from jobs.config import JobConfig, Loss
 from jobs.config.components import is_import_path
 from jobs.core.collectives import agree, rank_of
 from jobs.data import Ids
-from jobs.losses import BatchFacts, JobLoss, LossInputs
+from jobs.losses import BatchFacts, GuideRows, JobLoss, LossInputs
 from jobs.models import ContrastiveModel, dropout_keys
 from jobs.models.mlm import Masking, masked
 from jobs.train.step import MicroBatch, StepContext, momentum_keys
@@ -90,14 +90,15 @@ def verify(
     ids: Ids | None,
     rows: NDArray[np.int64],
     scores: NDArray[np.float64] | None,
+    guide: GuideRows | None,
     masking: Masking | None,
     context: StepContext,
 ) -> str:
     """Compare the gradients that `real` leaves behind with one process's. Returns a sentence on the largest difference.
 
     real: fills the parameters' gradients for the pairs of `whole`, spread over the ranks. whole: all pairs, in order.
-    ids: what they say. rows: where they stand in the data. scores: of the pairs. Raises GradientMismatch on every rank
-    if they differ on one.
+    ids: what they say. rows: where they stand in the data. scores, guide: of the pairs. Raises GradientMismatch on
+    every rank if they differ on one.
     """
     with untouched(model), torch.random.fork_rng():
         real()
@@ -109,6 +110,7 @@ def verify(
             context.seed,
             None if scores is None else torch.from_numpy(scores),
             momentum_keys(model, [whole], context),
+            guide,
         )
         _one_process(model, job, loss, whole, ids=ids, facts=facts, masking=masking, context=context)
         expected = taken(model)

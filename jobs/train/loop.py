@@ -138,6 +138,7 @@ class Training(Resumable):
             job.seed,
             None if scores is None else torch.from_numpy(scores),
             momentum_keys(self.model, micro_batches, self._context(step, group)),
+            None if self.guide is None else self.guide.rows(own),
         )
 
         def value(queries: Tensor, keys: Tensor, negatives: Tensor | None) -> tuple[Tensor, Diagnostics]:
@@ -205,6 +206,7 @@ class Training(Resumable):
             ids=ids,
             rows=rows,
             scores=self.examples.scores(rows),
+            guide=None if self.guide is None else self.guide.rows(rows),
             masking=self.masking,
             context=self._context(step, self.group),
         )

@@ -56,17 +56,19 @@ def look(job: JobConfig, expected: Expected) -> Origin:
     EncoderError for what cannot be read, where nothing is expected of it."""
     _refuse_other_code(expected)
     wanted_rows, wanted_weights = _entries(expected, "data"), _entries(expected, "weights")
-    name = job.model.name
+    encoders: dict[str, dict[str, Json]] = {}
     try:
         rows = data.digests(job, wanted_rows, stage_only=True)
-        weights = pretrained.digest(name, wanted_weights.get(name or ""), tokenizer=job.task == "sentence")
+        for name in filter(None, (job.model.name, job.loss.guide)):
+            weights = pretrained.digest(name, wanted_weights.get(name), tokenizer=job.task == "sentence")
+            encoders |= {} if weights is None else {name: weights}
     except (data.DataError, pretrained.EncoderError) as error:
         if expected:  # the session has read them when it began
             raise OtherOrigin(f"{error}; it was there when this session began, so put it back{_here()}") from error
         raise
-    encoders = {} if weights is None else {str(name): weights}
-    for label, wanted, entries in (("", wanted_rows, rows), ("model.name = ", wanted_weights, encoders)):
+    for is_encoder, wanted, entries in ((False, wanted_rows, rows), (True, wanted_weights, encoders)):
         for what, entry in entries.items() if expected else ():
+            label = "" if not is_encoder else "model.name = " if what == job.model.name else "loss.guide = "
             if what not in wanted:
                 raise OtherOrigin(f"{label}{what} is nothing that this session has looked at when it began{_here()}")
             if wanted[what]["digest"] != entry["digest"]:

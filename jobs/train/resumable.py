@@ -28,6 +28,7 @@ from jobs.models import mlm
 from jobs.optim.average import WeightAverage
 from jobs.train import continuing, origin
 from jobs.train.budget import BudgetMeter
+from jobs.train.guide import Guide
 from jobs.train.microbatches import Batches
 
 FIRST_BATCHES = 1000
@@ -195,6 +196,7 @@ class Resumable:
             origin.refuse_change(before, loaded)
         self.provenance = loaded.digests
         self.loss = JobLoss(job, {"embedding_width": self.model.out_width, "data_rows": len(self.examples)})
+        self.guide = None if job.guide is None else Guide(job, device=self.device)
         self.model.take_loss(self.loss.module, normalised=self.loss.normalised, momentum=self.loss.momentum)
         models.refuse_what_parts_of_a_batch_change(self.model, job, world=self.world)
         self.masking = mlm.masking(job, self.tokenizer)

@@ -76,6 +76,9 @@ class SourceRecord(TypedDict, total=False):
     rows: int
     names: list[str]
     """Files of an encoder that count."""
+
+    key: str
+    """Of a job, that names an encoder: `loss.guide`; `model.name` where there is none."""
     revision: str | None
 
 

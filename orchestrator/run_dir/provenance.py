@@ -60,6 +60,7 @@ class _Answer(TypedDict):
     warnings: list[str]
     data: dict[str, SourceRecord]
     weights: SourceRecord | None
+    guide: NotRequired[SourceRecord | None]
     reading: NotRequired[JsonObject]
 
 
@@ -120,6 +121,8 @@ def examine(
     weights: dict[str, SourceRecord] = {}
     for answer, job in zip(answers, distinct.values(), strict=True):
         data |= answer["data"]
+        if (guide := answer.get("guide")) is not None:
+            weights.setdefault(job["loss"]["guide"], guide)
         if answer["weights"] is not None:
             weights[job["model"]["name"]] = answer["weights"]
     if known is None:
@@ -131,7 +134,8 @@ def examine(
 def _looked_at(job: Mapping[str, Any]) -> str:
     """Return the parts of a job that decide what a look at it says, as JSON."""
     sections = {key: job[key] for key in ("task", "data", "batch", "evaluate", "model")}
-    return canonical(sections | {"mask_duplicates": job["loss"]["mask_duplicates"]})
+    own = {"mask_duplicates": job["loss"]["mask_duplicates"], "guide": job["loss"]["guide"], "augment": job["augment"]}
+    return canonical(sections | own)
 
 
 def _refuse_arms_alike(plan: Plan, readings: Mapping[str, JsonObject]) -> None:
@@ -160,8 +164,11 @@ def _refuse_arms_alike(plan: Plan, readings: Mapping[str, JsonObject]) -> None:
 def look_at_encoders(plan: Plan) -> list[str]:
     """Return what a person should know of the encoders of a plan that are folders here. Raises DataFault for an encoder
     that cannot do what its job asks of it. Without such a folder nothing is started."""
-    jobs_ = [job for job in examined_of(plan) if is_folder_here(job.model.name or "")]
-    distinct = {canonical(job.model_dump(mode="json", include={"task", "data", "model"})): job for job in jobs_}
+    jobs_ = [
+        job for job in examined_of(plan) if any(map(is_folder_here, filter(None, (job.model.name, job.loss.guide))))
+    ]
+    named = {"task": True, "data": True, "model": True, "loss": {"guide"}}
+    distinct = {canonical(job.model_dump(mode="json", include=named)): job for job in jobs_}  # type: ignore[arg-type]
     if not distinct:
         return []
     with scratch.folder("encoders") as temporary:
@@ -191,9 +198,11 @@ def refuse_other_data(recorded: ProvenanceRecord, now: ProvenanceRecord) -> None
     """Raise DataFault where rows or weights are not those that the run began with, naming them and both digests, or
     are not there any more."""
     different = []
-    kinds = (("", recorded["data"], now["data"]), ("model.name = ", _comparable(recorded), now["weights"]))
-    for label, entries, entries_now in kinds:  # label: what stands before an entry's name, for a person
+    kinds = ((recorded["data"], now["data"]), (_comparable(recorded), now["weights"]))
+    for entries, entries_now in kinds:
         for what, entry in entries.items():
+            # What stands before an entry's name, for a person.
+            label = "" if entries is recorded["data"] else f"{entry.get('key', 'model.name')} = "
             there = entries_now.get(what)
             if there is None:
                 different.append(computing.gone(f"{label}{what}"))
@@ -258,7 +267,8 @@ def write_down(ledger: Ledger, now: ProvenanceRecord) -> None:
         return
     kept = _comparable(recorded)
     for what in now["weights"].keys() - kept.keys():  # of a run that was begun before they were, or as they are now
-        ledger.event("weights_recorded", f"the files of model.name = {what} are recorded from now on")
+        key = now["weights"][what].get("key", "model.name")
+        ledger.event("weights_recorded", f"the files of {key} = {what} are recorded from now on")
     update: ProvenanceRecord = {**recorded, "weights": {**now["weights"], **kept}}
     if update != recorded:
         ledger.set_run(provenance=update)

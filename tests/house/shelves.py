@@ -59,7 +59,7 @@ SHELVES = {
     "jobs/optim/transforms": TABLE,
     "jobs/tasks": TABLE,
     "jobs/train": "__main__ components > function loop > resumable > gradient_check microbatches > "
-    "budget continuing origin step",
+    "budget continuing guide origin step",
     "jobs/train/components": "__main__ > judging > training",
     "jobs/workers": "group > heartbeat profile report > memory network node_info streams",
     "orchestrator": "cli > driver > preflight verify > tracking > report > session > run_dir > ledger sweep > "

@@ -26,7 +26,7 @@ def try_loss(job: JobConfig) -> Iterator[Issue]:
     import torch
     import torch.nn.functional as F
 
-    from jobs.losses import BatchFacts, JobLoss, LossInputs
+    from jobs.losses import BatchFacts, GuideRows, JobLoss, LossInputs
 
     width = embedding_width(job)
     loss = JobLoss(job, {"embedding_width": width, "data_rows": FEW})
@@ -45,7 +45,8 @@ def try_loss(job: JobConfig) -> Iterator[Issue]:
     ids = torch.arange(FEW)
     inputs = LossInputs(queries, keys, None, ids, ids, temperature=temperature)  # type: ignore[arg-type]
     scores = (torch.arange(FEW) % 2).double() if job.data.scores is not None or job.is_own_task else None
-    facts = BatchFacts(torch.arange(FEW), 1, job.seed, scores, keys.detach())
+    guide = None if job.loss.guide is None else GuideRows(*(F.normalize(torch.randn(FEW, 5, dtype=dtype)),) * 2)
+    facts = BatchFacts(torch.arange(FEW), 1, job.seed, scores, keys.detach(), guide)
     value, _ = loss(inputs, facts, None)
     value.backward()
     if not torch.isfinite(value):

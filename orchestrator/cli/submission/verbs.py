@@ -307,4 +307,5 @@ def _sources(arm: sweeps.Arm) -> list[str]:
     job = arm.config(stage="confirm", seed=0)
     data = [source for source in (job.data.train, job.data.tune, job.data.confirm) if source is not None]
     data = [source for source in data if source.partition("[")[0] != DIGITS]
-    return data if is_built(job.model.name) else [*data, str(job.model.name)]
+    encoders = [name for name in (job.model.name, job.loss.guide) if name is not None and not is_built(name)]
+    return [*data, *encoders]

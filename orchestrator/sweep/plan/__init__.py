@@ -344,7 +344,9 @@ def _ends(plan: Plan, arm: Arm) -> list[dict[str, JsonValue]]:
     """Choose settings of an arm that stand for all, in the keys that decide what is read."""
     space = plan.sweep.tune.space if plan.sweep.tune else {}
     deciding = [
-        key for key in space if key.startswith("data.") or key in ("model.name", "model.pooling", "model.dropout")
+        key
+        for key in space
+        if key.startswith("data.") or key in ("model.name", "model.pooling", "model.dropout", "loss.guide")
     ]
     keys = {key: space[key] for chosen in deciding for key in (chosen, *conditions.above(space, chosen))}
     ends = {key: own.ends for key, own in keys.items()}

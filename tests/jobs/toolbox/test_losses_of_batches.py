@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import folders
 import numpy as np
 import pytest
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor
 from jobs.config import JobConfig, components
 from jobs.data import Ids
 from jobs.export import export
-from jobs.losses import BatchFacts, JobLoss, LossInputs
+from jobs.losses import BatchFacts, GuideRows, JobLoss, LossInputs
 from jobs.losses.generic import asked_for, built
 from jobs.models import build
 from jobs.train import Training
@@ -43,6 +44,8 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "pair_classifier": [{"classes": 7}],
     "queue": [{"size": 16, "momentum": 0.5}, {"size": 5, "momentum": 0.9, "positive": "model"}],
     "sogclr": [{"gamma": 0.6}, {"gamma": 0.9, "symmetric": True}],
+    "gist": [{}, {"margin": 0.1, "own_side": False}, {"rule": "share", "share": 0.9}],
+    "distillation": [{}, {"own_side": True}],
     "cosine_labels": [{"form": "zero"}, {"form": "opposite", "highest": 5.0}, {"form": "bands"}],
 }
 """Options to be tried, by loss."""
@@ -68,6 +71,20 @@ def asked_of(name: str) -> frozenset[str]:
     return asked_for(component)
 
 
+def needs_guide(name: str) -> bool:
+    return "guide_queries" in asked_of(name)
+
+
+def guide_of(own: slice, hard: bool) -> GuideRows:
+    """What a guide makes of these pairs of the batch."""
+    draw = torch.Generator().manual_seed(11)
+    sides = [
+        torch.randn(shape, generator=draw, dtype=torch.float64) for shape in ((PAIRS, 5), (PAIRS, 5), (PAIRS, 2, 5))
+    ]
+    units = [torch.nn.functional.normalize(side, dim=-1)[own] for side in sides]
+    return GuideRows(units[0], units[1], units[2] if hard else None)
+
+
 def scores_of(name: str, pairs: int) -> list[float]:
     """Classes, or shares."""
     return [n * 5 % 7 if name == "pair_classifier" else n * 5 % 7 / 6 for n in range(pairs)]
@@ -76,6 +93,7 @@ def scores_of(name: str, pairs: int) -> list[float]:
 def job_of(name: str, options: dict[str, Any], **sections: Any) -> JobConfig:
     learned = "temperature" in asked_of(name) and "dcl" not in options.values() and name != "sogclr"
     loss = {"name": name, "options": options, "temperature": "learned" if learned else 0.3}
+    loss |= {"guide": "a/guide"} if needs_guide(name) else {}
     encoder = {"name": "bert", "width": 16, "layers": 2, "heads": 2, "projection_width": 8, "precision": "fp64"}
     return JobConfig.model_validate(
         {
@@ -90,9 +108,10 @@ def job_of(name: str, options: dict[str, Any], **sections: Any) -> JobConfig:
     )
 
 
-def facts(name: str, own: slice, step: int, momentum_keys: Tensor | None) -> BatchFacts:
+def facts(name: str, own: slice, step: int, momentum_keys: Tensor | None, *, hard: bool) -> BatchFacts:
     scores = torch.tensor(scores_of(name, PAIRS), dtype=torch.float64)[own]
-    return BatchFacts(torch.arange(100, 100 + PAIRS)[own], step, 3, scores, momentum_keys)
+    guide = guide_of(own, hard) if needs_guide(name) else None
+    return BatchFacts(torch.arange(100, 100 + PAIRS)[own], step, 3, scores, momentum_keys, guide)
 
 
 def gradients(
@@ -108,7 +127,7 @@ def gradients(
     said = Ids(torch.arange(PAIRS)[own] % 9, torch.arange(PAIRS)[own] % 10 + 3) if ids else None
     for step in (1, 2):
         chunks, context = chunks_of(consecutive(mine, micro), hard=hard), StepContext(3, step, group)
-        known = facts(job.loss.name, own, step, momentum_keys(model, chunks, context))
+        known = facts(job.loss.name, own, step, momentum_keys(model, chunks, context), hard=hard)
 
         def value(queries: Tensor, keys: Tensor, negatives: Tensor | None, known: BatchFacts = known) -> Any:
             inputs = LossInputs(
@@ -169,6 +188,10 @@ def test_value_and_gradient_are_the_oracle_s(name: str, options: dict[str, Any],
     ids = {key: draw.integers(0, most, (pairs, hard) if key == "negative_ids" else pairs) for key, most in many.items()}
     batch = {"queries": rows(pairs), "keys": rows(pairs), "negatives": rows(pairs, hard) if hard else None}
     scores = draw.integers(0, 4, pairs) / 3
+    guide = dict.fromkeys(("guide_queries", "guide_keys", "guide_negatives"))
+    if needs_guide(name):
+        sides = (rows(pairs), rows(pairs), rows(pairs, hard) if hard else None)
+        guide = dict(zip(guide, sides, strict=True))
     function = components.load("loss", name)
     assert callable(function)
 
@@ -177,12 +200,13 @@ def test_value_and_gradient_are_the_oracle_s(name: str, options: dict[str, Any],
 
     def given_to(changed: dict[str, Any]) -> Given:
         numbers = {"scores": scores.tolist(), "rows": [*range(pairs)], "temperature": temperature, "step": 1}
-        return Given(**changed, **plain, **numbers)  # type: ignore[arg-type]
+        return Given(**changed, **plain, **numbers, **guide)  # type: ignore[arg-type]
 
     oracle = ORACLES[name]
     tensors = {key: None if x is None else torch.tensor(x, requires_grad=True) for key, x in batch.items()}
     texts = {key: None if found is None else torch.tensor(found) for key, found in said.items()}
     provided = {**tensors, **texts, "scores": torch.tensor(scores), "temperature": temperature, "step": 1}
+    provided |= {key: None if x is None else torch.tensor(x) for key, x in guide.items()}
     asked = components.called("loss", name, options)
     value = asked(**provided, rows=torch.arange(pairs))
     assert float(value.detach()) == pytest.approx(oracle(given_to(batch), **options), rel=1e-10, abs=1e-12)
@@ -348,6 +372,14 @@ def test_a_queue_starts_as_other_arms_do_and_its_encoder_is_exported(tmp_path: P
     assert (tmp_path / "encoder" / "model.safetensors").exists()
 
 
+def tiny_guide(folder: Path) -> Path:
+    """A BERT of random weights with a tokenizer of these sentences' words."""
+    words = [*folders.SPECIAL, "the", "red", "green", "blue", "grey", "number", *map(str, range(32))]
+    if not (folder / "guide").exists():
+        folders.encoder(folder / "guide", tokens=folders.tokenizer(words=words), vocab_size=len(words))
+    return folder / "guide"
+
+
 def sentence_job(folder: Path, name: str, options: dict[str, Any], **execution: Any) -> JobConfig:
     """Scored pairs to train on and to be judged on."""
     words = ["red", "green", "blue", "grey"]
@@ -357,6 +389,7 @@ def sentence_job(folder: Path, name: str, options: dict[str, Any], **execution: 
     ]
     (folder / "pairs.tsv").write_text("\n".join(["sentence1\tsentence2\tscore", *lines]))
     learned = job_of(name, options).loss.temperature == "learned"
+    guided = {"guide": str(tiny_guide(folder))} if needs_guide(name) else {}
     return JobConfig.model_validate(
         {
             "task": "sentence",
@@ -369,7 +402,7 @@ def sentence_job(folder: Path, name: str, options: dict[str, Any], **execution: 
             },
             "model": {"name": "bert", "width": 16, "layers": 1, "heads": 2, "vocabulary": 120, "precision": "fp64"},
             "batch": {"size": 8},
-            "loss": {"name": name, "options": options, "temperature": "learned" if learned else 0.3},
+            "loss": {"name": name, "options": options, "temperature": "learned" if learned else 0.3} | guided,
             "optimizer": {"name": "sgd", "lr": 0.01},  # Adam makes steps of what rounding leaves of a gradient of 0
             "evaluate": {"times": 1},
             "execution": {"checkpoint_every": 2} | execution,

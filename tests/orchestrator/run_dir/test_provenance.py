@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import folders
 import fsspec  # type: ignore[import-untyped]
 import numpy as np
 import pyarrow as pa
@@ -41,12 +42,16 @@ from orchestrator.run_dir.provenance import (
     OtherCode,
     accept_what_ran,
     behind,
+    examine,
     is_known,
+    look_at_encoders,
     refuse_other_code,
     refuse_other_data,
     today,
     write_down,
 )
+from orchestrator.sweep.model import Sweep
+from orchestrator.sweep.plan import Plan, make
 from orchestrator.verify import origin_checks
 
 ROOT = Path(__file__).parents[3]
@@ -344,6 +349,37 @@ def test_what_is_gone_is_refused(kind: str) -> None:
         refuse_other_data(recorded, RECORD | {kind: {}})
     with pytest.raises(DataFault, match=f"^{label} is not what the run was begun with"):
         refuse_other_data(recorded, RECORD | {kind: {"x": entry | {"digest": "d2"}}})
+
+
+def test_the_files_of_a_guide_are_recorded_and_named_by_its_key(tmp_path: Path) -> None:
+    """Of every arm that has one, found by a look at the plan. A folder that is no encoder is refused then."""
+    guide = folders.encoder(tmp_path / "guide")
+    (tmp_path / "rows.tsv").write_text("\n".join(["text", *(f"red {thing} {n}" for n in range(4) for thing in "abcd")]))
+    judged = [f"red {n}\tblue {n}\t{n}" for n in range(8)]
+    (tmp_path / "judged.tsv").write_text("\n".join(["sentence1\tsentence2\tscore", *judged]))
+
+    def plan(folder: Path) -> Plan:
+        job = {
+            "task": "sentence",
+            "budget": {"steps": 1},
+            "batch": {"size": 4},
+            "model": {"vocabulary": 100},
+            "data": {"train": str(tmp_path / "rows.tsv"), "confirm": str(tmp_path / "judged.tsv")},
+        }
+        arms = [{"label": "plain"}, {"label": "guided", "loss": {"name": "gist", "guide": str(folder)}}]
+        sweep = {"name": "s", "question": "q?", "metric": {"name": "spearman", "mode": "max"}, "job": job, "arm": arms}
+        return make(Sweep.model_validate(sweep | {"confirm": {"seeds": 6}}))
+
+    recorded = examine(plan(guide)).record
+    assert recorded["weights"][str(guide)]["key"] == "loss.guide"
+    assert look_at_encoders(plan(guide)) == []
+    (guide / "config.json").write_text((guide / "config.json").read_text() + " ")
+    with pytest.raises(DataFault, match=r"^loss\.guide = .*guide is not what the run was begun with"):
+        refuse_other_data(recorded, examine(plan(guide), recorded).record)
+    (tmp_path / "empty").mkdir()
+    for look in (examine, look_at_encoders):
+        with pytest.raises(DataFault, match=r"^loss\.guide = '.*empty' cannot be used"):
+            look(plan(tmp_path / "empty"))
 
 
 def made(trial: str, number: int, code: str | None, torch: str = "2.13.0") -> Attempt:

@@ -29,7 +29,7 @@ from orchestrator.sweep.plan.trials import Planned
 from orchestrator.sweep.space import conditions
 
 ROOT = Path(__file__).parents[3]
-DEFAULTS = "0a0ab1dad1f76ea3"
+DEFAULTS = "f18b9fcca4e4ef66"
 
 SWEEP: dict[str, Any] = {
     "name": "small",

@@ -27,6 +27,15 @@ class Given:
     rows: list[int]
     temperature: float
     step: int
+    guide_queries: Array | None = None
+    guide_keys: Array | None = None
+    guide_negatives: Array | None = None
+
+    def guided(self) -> Given:
+        """The same batch as the guide sees it."""
+        assert self.guide_queries is not None
+        assert self.guide_keys is not None
+        return replace(self, queries=self.guide_queries, keys=self.guide_keys, negatives=self.guide_negatives)
 
     def texts(self, pair: int) -> set[object]:
         """What a pair says."""
@@ -86,6 +95,35 @@ def false_negatives(
         similar = [float(query @ other) for other, seen in both if float(by.queries[i] @ seen) <= most]
         total += _infonce(positive / given.temperature, [s / given.temperature for s in similar])
     return total / len(given.queries)
+
+
+def gist(given: Given, rule: str = "margin", margin: float = 0.0, share: float = 0.95, own_side: bool = True) -> float:
+    """Solatorio 2024, candidate by candidate; the guide has no gradient."""
+    total, guide = 0.0, given.guided()
+    for i, query in enumerate(given.queries):
+        bound = float(guide.queries[i] @ guide.keys[i])
+        most = bound + margin if rule == "margin" else share * bound
+        both = zip(given.candidates(i), guide.candidates(i), strict=True)
+        similar = [float(query @ other) for other, seen in both if float(guide.queries[i] @ seen) <= most]
+        others = [j for j in range(len(given.keys)) if j != i and not given.texts(i) & given.texts(j)]
+        for side, of_guide in ((given.queries, guide.queries), (given.keys, guide.keys)) if own_side else ():
+            similar += [float(side[i] @ side[j]) for j in others if float(of_guide[i] @ of_guide[j]) <= most]
+        positive = float(query @ given.keys[i]) / given.temperature
+        total += _infonce(positive, [s / given.temperature for s in similar])
+    return total / len(given.queries)
+
+
+def distillation(given: Given, own_side: bool = False) -> float:
+    """Su 2021, cosine by cosine."""
+    guide = given.guided()
+
+    def rows(of: Given) -> tuple[list[Array], list[Array]]:
+        behind = [] if of.negatives is None else [*of.negatives.reshape(-1, of.negatives.shape[-1])]
+        every = [*of.queries, *of.keys, *behind]
+        return (every, every) if own_side else ([*of.queries], [*of.keys, *behind])
+
+    pairs = zip(product(*rows(given)), product(*rows(guide)), strict=True)
+    return float(np.mean([(float(x @ y) - float(a @ b)) ** 2 for (x, y), (a, b) in pairs]))
 
 
 def vicreg(given: Given, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0) -> float:
@@ -249,6 +287,7 @@ ORACLES: dict[str, Callable[..., float]] = {
     function.__name__: function
     for function in (
         hardness_weighted, debiased, false_negatives, vicreg, barlow_twins, cosent, angle, cosine_labels, matryoshka,
+        gist, distillation,
     )
 }  # fmt: skip
 """By the name of the loss."""
