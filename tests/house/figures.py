@@ -67,8 +67,9 @@ def figures(root: Path) -> Iterator[Figure]:
         up = {arrow for arrow in found if levels(arrow[0])[arrow[1]] >= levels(arrow[0])[arrow[2]]}
         yield Figure("arrows up", len(up), 0, ", ".join(f"{user} -> {used}" for _, user, used in sorted(up)))
         yield Figure("units without a place", len(entries.keys() - SHELVES.keys()), 0)
+    words = [(_words(node), f"{name}:{node.name}") for node, name in parts if isinstance(node, Function)]
     for value, name in HANDS.items():
-        carry = {f"{name}:{node.name}" for node, name in _carriers(parts, name)}
+        carry = {place for names, place in words if name in names}
         files = {place.partition(":")[0] for place in carry}
         yield Figure(f"functions that carry the {value}", len(carry), None, f"in {len(files)} files")
 
@@ -101,15 +102,12 @@ def _has_circle(folder: str, found: list[tuple[str, str, str]]) -> bool:
     return False
 
 
-def _carriers(parts: list[tuple[ast.AST, str]], name: str) -> Iterator[tuple[Function, str]]:
-    """Functions in which a value has this name, or a parameter has this type."""
-    for node, file in parts:
-        if isinstance(node, Function):
-            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-            types = {word for one in given if one.annotation for word in ast.unparse(one.annotation).split()}
-            names = {getattr(below, key, None) for below in ast.walk(node) for key in ("id", "arg", "attr")}
-            if name in types | names:
-                yield node, file
+def _words(node: Function) -> set[str]:
+    """Collect the names of a function's values and the types of its parameters."""
+    given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+    types = {word for one in given if one.annotation for word in ast.unparse(one.annotation).split()}
+    values = (getattr(below, key, None) for below in ast.walk(node) for key in ("id", "arg", "attr"))
+    return types | {value for value in values if value is not None}
 
 
 def main(arguments: list[str]) -> int:
