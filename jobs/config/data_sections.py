@@ -32,6 +32,11 @@ class Data(Section):
     """Columns of `tune` and `confirm` in a sentence job: the two sentences of a pair, and its score. None: by the names
     usual in the field, such as sentence1, sentence2 and score or label."""
 
+    hard_negatives: int | None = Field(None, ge=0)
+    """Hard negatives of each pair of sentences, drawn in each step out of all that its row has in the third and further
+    columns, of texts or of lists; the places of a row with fewer stay empty. With it the second column may have lists,
+    too, of which a positive is drawn. None: one of each column."""
+
     scores: str | None = None
     """Column of `train` in a sentence job that scores or labels each pair, for losses that ask for scores. None: the
     data have none."""

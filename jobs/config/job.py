@@ -106,6 +106,7 @@ class JobConfig(Section):
         if has_heads and self.model.width % self.model.heads:
             raise ValueError(f"model.heads = {self.model.heads} must divide model.width = {self.model.width}")
         self._refuse_groups_beyond_the_batch()
+        self._refuse_draws_beside_a_guide()
         if self.is_own_task:
             self._refuse_what_own_tasks_lack()
         elif not self.is_function:
@@ -125,6 +126,14 @@ class JobConfig(Section):
                     "of; use 'mean', 'cls' or 'first_last'"
                 )
         return self
+
+    def _refuse_draws_beside_a_guide(self) -> None:
+        """Raise ValueError where a guide, which embeds a row once, would have to know of texts that steps draw."""
+        if self.loss.guide is not None and self.data.hard_negatives is not None:
+            raise ValueError(
+                f"loss.guide = '{self.loss.guide}' looks at the texts of a row once, and data.hard_negatives = "
+                f"{self.data.hard_negatives} draws others in each step; leave out one of them"
+            )
 
     def _refuse_groups_beyond_the_batch(self) -> None:
         """Raise ValueError where the batch has no group of pairs that gradients are squared of."""
@@ -150,6 +159,12 @@ class JobConfig(Section):
                 f"data.judged_columns = {list(self.data.judged_columns)} names sentences and their score, which "
                 f"task = '{self.task}' has none of; remove it"
                 + (", and name the image and the label in data.columns" if self.task == "image" else "")
+            )
+        if self.data.hard_negatives is not None:
+            raise ValueError(
+                f"data.hard_negatives = {self.data.hard_negatives} is of columns of sentences, which task = "
+                f"'{self.task}' has none of; remove it"
+                + ("" if self.task == "image" else f", and let {self.task} have a number hard_negatives")
             )
         if self.data.scores is not None:
             raise ValueError(

@@ -6,7 +6,7 @@ python -m jobs.data job.json        check a job's data before any trial starts
 from __future__ import annotations
 
 from jobs.config import JobConfig
-from jobs.data.batches import Ids, Inputs, Views, batch_rows
+from jobs.data.batches import Draw, Ids, Inputs, Views, batch_rows
 from jobs.data.formats import DataError
 from jobs.data.images import ImageEvaluation, ImageExamples
 from jobs.data.images.links import looked_at_once
@@ -21,6 +21,7 @@ from jobs.models.pretrained.tokenizer import Tokenizer
 
 __all__ = [
     "DataError",
+    "Draw",
     "Examples",
     "Ids",
     "ImageEvaluation",

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.config import JobConfig, components
+from jobs.core.ids import ABSENT
 from jobs.data.samplers.shuffled import shuffled
 
 if TYPE_CHECKING:
@@ -34,6 +35,20 @@ class Views:
 
 
 @dataclass(frozen=True)
+class Draw:
+    """By what texts are drawn for a part of a batch."""
+
+    seed: int = 0
+    step: int = 1
+    pairs: NDArray[np.int64] | None = None
+    """[c]: places of the pairs in the batch; None: from 0 on."""
+
+
+FIRST = Draw()
+"""Of the first pairs of a first step."""
+
+
+@dataclass(frozen=True)
 class Ids:
     """What c pairs say, as int64 that are equal where it is the same text, or the same image, whichever side it is on.
     The names are those of `contrastive_loss`."""
@@ -43,11 +58,25 @@ class Ids:
     key_ids: Tensor | None = None
     """[c]; None: a key says what its anchor says."""
     negative_ids: Tensor | None = None
-    """[c, H]; None: there are no hard negatives."""
+    """[c, H], ABSENT for one that is not there; None: there are no hard negatives."""
 
     def to(self, device: torch.device | str) -> Ids:
         """Return the ids on a device."""
         return Ids(**{name: ids.to(device) for name, ids in self.given().items()})
+
+    def apart(self, first: int) -> Ids:
+        """Return ids that tell all texts apart, whatever they say, and only know which hard negatives are not there.
+
+        first: place of the first pair in the batch.
+        """
+        import torch
+
+        pairs = torch.arange(first, first + len(self.pair_ids), device=self.pair_ids.device)
+        if self.negative_ids is None:
+            return Ids(pairs)
+        hard = self.negative_ids.shape[1]
+        numbers = -1 - (pairs[:, None] * hard + torch.arange(hard, device=pairs.device))
+        return Ids(pairs, None, torch.where(self.negative_ids == ABSENT, ABSENT, numbers))
 
     def all_alike(self) -> bool:
         """Return whether every two pairs share an id, of anchor or key, so that none is a negative of another."""

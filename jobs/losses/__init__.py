@@ -66,7 +66,7 @@ def contrastive_loss(
         queries that are candidates of a key (symmetric) and for either side's own (same_side). A hard negative is none
         of anchor i, its own anchor included, if its id is that of i's anchor or of i's positive. Its own anchor's id
         does not count: what is a negative of a text stays one where another pair has that text. Without negative_ids
-        all hard negatives stay.
+        all hard negatives stay. One whose id is jobs.core.ids.ABSENT is not there, and a negative of nobody.
     margin: cosine units, taken off the positive's similarity.
     symmetric: mean of both directions. same_side: anchors see their own side too, SimCLR's 2B - 2 negatives.
     pool: consecutive pairs of the global batch, in rank order, that share negatives; the last may be short.

@@ -1,4 +1,5 @@
-"""What is no negative of an anchor: its own positive, what is in another pool, and what has an id of its pair.
+"""What is no negative of an anchor: its own positive, what is in another pool or not there, and what has an id of its
+pair.
 
 The rule on ids is that of `contrastive_loss`. Between pairs it is mutual, so one comparison serves either direction.
 """
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jobs.core.ids import ABSENT
 from jobs.losses.spec import HARD, MASKED_LOGIT, QUERIES, LossCall
 from jobs.losses.tiles import Block, Rows, Tile
 
@@ -31,6 +33,8 @@ class Repeats:
     rows: _Sorted | None
     """Anchors with an id that a candidate of another pair has, and candidates likewise; None: any may."""
     columns: _Sorted | None
+    absent: Tensor | None = None
+    """bool [m]: candidates that are not there; None where all are."""
 
     def exclude(self, logits: Tensor, tile: Tile, *, own: int | None, other_pools: Tensor | None) -> Tensor:
         """Put MASKED_LOGIT where ids are equal. Returns how many such candidates each row has in its pool, int64 [r].
@@ -91,14 +95,17 @@ def repeats_in(call: LossCall, block: Block) -> Repeats | None:
     right = block.candidates.ids_of(block.candidate, call.texts)
     if left is None or right is None:
         return None
+    absent = (right[0] == ABSENT) if block.candidate == HARD else None
+    if absent is not None and not absent.any():
+        absent = None
     if left.shape[1] * right.shape[1] <= FEW:
-        return Repeats(left, right, None, None)
+        return Repeats(left, right, None, None, absent)
     if block.candidates is block.anchors and block.candidate != HARD:
         _, inverse, count = torch.unique(left, return_inverse=True, return_counts=True)
         repeated = _Sorted.where((count[inverse] > 1).any(0))
         return Repeats(left, right, repeated, repeated)
     rows, columns = (_Sorted.where(torch.isin(a, b).any(0)) for a, b in ((left, right), (right, left)))
-    return Repeats(left, right, rows, columns)
+    return Repeats(left, right, rows, columns, absent)
 
 
 def exclude(
@@ -119,6 +126,8 @@ def exclude(
         logits.add_(weighted, alpha=call.log_weight)
     own = None if hard else rows.first - owners.first
     duplicates = None if repeats is None else repeats.exclude(logits, tile, own=own, other_pools=mask)
+    if repeats is not None and repeats.absent is not None:
+        logits.masked_fill_(repeats.absent[tile.j], MASKED_LOGIT)
     if not hard:
         logits.diagonal(rows.first - owners.first).fill_(MASKED_LOGIT)
     if mask is not None:

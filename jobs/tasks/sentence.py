@@ -12,7 +12,7 @@ import numpy as np
 from jobs.config import JobConfig, components
 from jobs.core.outcomes import Outcomes, RowIds
 from jobs.data.batches import Inputs
-from jobs.data.faults import DataError
+from jobs.data.faults import DataError, counted
 from jobs.data.sentences import (
     SentenceExamples,
     beside,
@@ -22,6 +22,7 @@ from jobs.data.sentences import (
     tokenizer_for,
 )
 from jobs.data.sentences.duplicates import repeats
+from jobs.data.sentences.pools import first_texts
 from jobs.data.sentences.tokens import tokenised
 from jobs.data.tasks.judging import Encode, Judge, judge_of
 from jobs.models.pretrained.tokenizer import Tokenizer
@@ -79,16 +80,29 @@ class SentenceTask:
         """Warn of texts that look odd, and of those that come again."""
         job = self._job
         train = sentence_rows(job)
+        texts = first_texts(train)
         if job.data.columns is None:
             beside.doubts(train, known=job.data.scores, grouping=(job.data.source, job.data.label))
-            cells.refuse(train, train.table.column_names, "data.columns")
-        yield from cells.notes(train, train.table.column_names)
+            cells.refuse(texts, texts.table.column_names, "data.columns")
+        yield from cells.notes(texts, texts.table.column_names)
+        yield from self._lacking()
         if job.augments_tokens:
             self._try_views()
         for stage, source in (("tune", job.data.tune), ("confirm", job.data.confirm)):
             if source:
                 yield from self._judge.check(source, stage)
         yield from repeats(job, train)
+
+    def _lacking(self) -> Iterator[str]:
+        """Warn of rows that have fewer hard negatives than are drawn."""
+        for column in self.examples().columns[2:]:
+            if column.pool is not None:
+                few = int((column.pool.counts() < column.drawn).sum())
+                if few:
+                    yield (
+                        f"{counted(few)} of data.train have fewer than data.hard_negatives = {column.drawn} hard "
+                        "negatives; their places stay empty"
+                    )
 
     def _try_views(self) -> None:
         """Make views of the first rows. Raises DataError where the tokenizer lacks what the augmentation needs."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from jobs.config import JobConfig, Loss
 from jobs.config.components import is_import_path
 from jobs.core.collectives import agree, rank_of
+from jobs.core.ids import ABSENT
 from jobs.data import Ids
 from jobs.losses import BatchFacts, GuideRows, JobLoss, LossInputs
 from jobs.models import ContrastiveModel, dropout_keys
@@ -210,6 +211,7 @@ def _mean(
         negative &= torch.stack([mine[:, None] != theirs for mine in pair_ids for theirs in pair_ids]).all(0)
         if ids.negative_ids is not None:
             strange = torch.stack([mine[:, None] != ids.negative_ids.flatten() for mine in pair_ids]).all(0)
+            strange &= ids.negative_ids.flatten() != ABSENT
 
     def direction(anchors: Tensor, others: Tensor, hard: Tensor | None) -> Tensor:
         """Sum over the anchors."""

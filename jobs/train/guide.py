@@ -69,4 +69,4 @@ class Guide:
             return [{"pixel_values": self._examples.images[rows]}]
         assert isinstance(self._examples, data.SentenceExamples), "JobConfig refuses a guide of other tasks"
         pad = self._examples.tokenizer.pad_token_id
-        return [padded(*column[rows], pad) for column in self._examples.columns]
+        return [padded(*column.tokens[rows], pad) for column in self._examples.columns]

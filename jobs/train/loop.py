@@ -92,7 +92,7 @@ class Training(Resumable):
 
     def _optimize(self, step: int) -> StepResult:
         job, rows = self.job, self.batches.rows(step)
-        result = self._gradients(step, rows, self.batches.spans(rows), clip=job.optimizer.clip)
+        result = self._gradients(step, rows, self.batches.spans(rows, step), clip=job.optimizer.clip)
         self._look_at_duplicates(step, rows, int(result.diagnostics.duplicates_masked))
         if result.finite:
             self.transform(step)
@@ -128,8 +128,10 @@ class Training(Resumable):
         alone: these spans are the whole batch, and no other rank takes part.
         """
         job, group = self.job, None if alone else self.group
-        own = rows[spans[0].start : spans[-1].stop]
-        ids = self.examples.ids(own).to(self.device).given() if job.loss.mask_duplicates and masks else {}
+        mine = range(spans[0].start, spans[-1].stop)
+        own = rows[mine.start : mine.stop]
+        said = self.batches.ids(step, rows, mine, masks=job.loss.mask_duplicates and masks)
+        ids = {} if said is None else said.to(self.device).given()
         scores = self.examples.scores(own)
         micro_batches = [self.batches.micro_batch(step, rows, pairs) for pairs in spans]
         facts = BatchFacts(
@@ -187,20 +189,19 @@ class Training(Resumable):
         """Compare the gradient of a few pairs with one process's; raises GradientMismatch on every rank."""
         self.phase("gradient check")
         rows = self.batches.rows(step)
-        largest = max(agree([max(map(len, self.batches.spans(rows)))], self.group, what="largest micro-batch"))[0]
+        largest = max(agree([max(map(len, self.batches.spans(rows, step)))], self.group, what="largest micro-batch"))[0]
         rows = rows[: gradient_check.pairs(self.job, world=self.world, largest=largest)]
         mine = share(len(rows), rank=self.rank, world=self.world)
         spans = consecutive(mine, gradient_check.micro_batch_size(len(mine)) if self.job.has_micro_batches else None)
         whole = self.batches.micro_batch(step, rows, range(len(rows)))
-        ids = self.examples.ids(rows) if self.job.loss.mask_duplicates else None
-        if ids is not None and ids.all_alike():  # nothing would be left of these few, and 0 is equal to 0
-            ids = None
+        masks, everything = self.job.loss.mask_duplicates, range(len(rows))
+        if masks and self.examples.ids(rows).all_alike():  # nothing would be left of these few, and 0 is equal to 0
+            masks = False
+        ids = self.batches.ids(step, rows, everything, masks=masks)
         worst = gradient_check.verify(
             self.model,
             self.job,
-            real=lambda: self._gradients(
-                step, rows, spans, same_as=gradient_check.checked_loss(self.job), masks=ids is not None
-            ),
+            real=lambda: self._gradients(step, rows, spans, same_as=gradient_check.checked_loss(self.job), masks=masks),
             loss=self.loss,
             whole=whole,
             ids=ids,

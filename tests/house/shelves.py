@@ -24,7 +24,7 @@ SHELVES = {
     "jobs/artifacts": "audit > bucket checkpoint rows > trial_dir > objects storage > manifest",
     "jobs/config": "catalogue job > identity > sections > after_sections data_sections > section > "
     "components validation > json_values protocols user_code",
-    "jobs/core": "failures > collectives device outcomes paths plain provenance randomness usage",
+    "jobs/core": "failures > collectives device ids outcomes paths plain provenance randomness usage",
     "jobs/data": "__main__ > validate > tasks > images sentences > sources > resolve > formats > "
     "batches faults remedies > samplers",
     "jobs/data/formats": "objects tables > arrow decoded lines quick",
@@ -32,7 +32,8 @@ SHELVES = {
     "jobs/data/images/augmentations": TABLE,
     "jobs/data/samplers": TABLE,
     "jobs/data/tasks": "judging",
-    "jobs/data/sentences": "scored > beside cells duplicates texts > augmented columns > augmentations tokens",
+    "jobs/data/sentences": "scored > beside cells duplicates > augmented > tokens > pools > texts > "
+    "columns > augmentations",
     "jobs/data/sentences/augmentations": TABLE,
     "jobs/export": "image_module > __main__ card folder > embed",
     "jobs/losses": "named > generic > tiled > agreement stream > masks > tiles > builtin > spec",

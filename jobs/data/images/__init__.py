@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from jobs.config import Augment, JobConfig, components
-from jobs.data.batches import Ids, Views
+from jobs.data.batches import FIRST, Draw, Ids, Views
 from jobs.data.faults import DataError, listed
 from jobs.data.formats.lines import NOT_UTF8, first_that_is_not_utf8
 from jobs.data.images.arrays import is_bytes
@@ -45,6 +45,7 @@ class ImageExamples:
     augment: Augment
     rows: Rows
     hard_negatives: int = 0
+    lacks_some: bool = False
     source: str | None = None
     """Column that says where an image is from; None: its file."""
 
@@ -79,7 +80,7 @@ class ImageExamples:
         """Compute ids, int64 [c]: equal for equal images."""
         return self.images.content_ids(rows)
 
-    def ids(self, rows: NDArray[np.int64]) -> Ids:
+    def ids(self, rows: NDArray[np.int64], draw: Draw = FIRST) -> Ids:  # noqa: ARG002 - of lists
         """Compute the ids of what these rows show. Both sides of a pair are views of one image."""
         return Ids(self.pair_ids(rows))
 

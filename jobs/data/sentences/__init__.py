@@ -13,19 +13,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from jobs.config import Augment, JobConfig
+from jobs.core.ids import ABSENT
 from jobs.core.paths import is_built, looked_in
 from jobs.core.provenance import Stamp, stamp
-from jobs.data.batches import Ids, Views
+from jobs.data.batches import FIRST, Draw, Ids, Views
 from jobs.data.faults import DataError, short
 from jobs.data.sentences.augmented import TokenViews
 from jobs.data.sentences.columns import scored_columns, train_columns
-from jobs.data.sentences.duplicates import text_ids, text_numbers
+from jobs.data.sentences.duplicates import ids_of_texts, text_numbers
+from jobs.data.sentences.pools import EMPTY, Pool, pool_of
 from jobs.data.sentences.scored import train_scores
-from jobs.data.sentences.texts import as_text
-from jobs.data.sentences.tokens import TokenColumn, lower_casing, padded, stacked, trained_tokenizer, word_numbers
+from jobs.data.sentences.texts import as_text, is_list_of_texts
+from jobs.data.sentences.tokens import (
+    TokenColumn,
+    Tokens,
+    lower_casing,
+    padded,
+    stacked,
+    trained_tokenizer,
+    word_numbers,
+)
 from jobs.data.sources import Choose, Rows, groups_of, read, sources_of
 from jobs.models.errors import ModelError
 from jobs.models.pretrained.folder import EncoderError, folder_of, tokenizer_files
@@ -37,13 +48,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+@dataclass(frozen=True, eq=False)
+class Column:
+    """Texts of one side of the pairs: a text a row, or some to draw from."""
+
+    texts: pa.ChunkedArray
+    tokens: TokenColumn
+    pool: Pool | None = None
+    """What each row chooses from; None: its own text."""
+
+    drawn: int = 1
+    """Texts that are drawn for each pair."""
+
+
 @dataclass(frozen=True)
 class SentenceExamples:
     """Sentences to train on."""
 
     rows: Rows
     tokenizer: PreTrainedTokenizerBase
-    columns: tuple[TokenColumn, ...]
+    columns: tuple[Column, ...]
     """The anchor; then the positive, if pairs are given; then the hard negatives."""
 
     scored: NDArray[np.float64] | None = None
@@ -64,23 +88,30 @@ class SentenceExamples:
     @property
     def hard_negatives(self) -> int:
         """Hard negatives of each pair."""
-        return max(len(self.columns) - 2, 0)
+        return sum(column.drawn for column in self.columns[2:])
+
+    @property
+    def lacks_some(self) -> bool:
+        """Whether a pair may have fewer hard negatives than others."""
+        return any(column.pool is not None and column.drawn for column in self.columns[2:])
 
     def views(self, rows: NDArray[np.int64], *, seed: int, step: int, pairs: NDArray[np.int64]) -> Views:
-        """Return tokens of these data rows, padded to the longest of each side. Without an augmentation nothing is
-        random: dropout is the view."""
+        """Return tokens of these data rows, padded to the longest of each side. Without an augmentation nothing but
+        what is drawn of lists is random: dropout is the view. The place of a hard negative that is not there has the
+        anchor's tokens."""
         rows, pad = np.asarray(rows, np.int64), self.tokenizer.pad_token_id
+        (anchor, own), *others = self._places(rows, Draw(seed, step, pairs))
+        key, at = others[0] if others else (anchor, own)
         if self.augmentation is not None:
-            sides = (self.columns[0], self.columns[min(1, len(self.columns) - 1)])
             queries, keys = (
-                self.augmentation.view(column, rows, seed=seed, step=step, pairs=pairs, view=view)
-                for view, column in enumerate(sides)
+                self.augmentation.view(column.tokens, places, seed=seed, step=step, pairs=pairs, view=view)
+                for view, (column, places) in enumerate(((anchor, own), (key, at)))
             )
         else:
-            queries = padded(*self.columns[0][rows], pad)
-            keys = padded(*self.columns[1][rows], pad) if len(self.columns) > 1 else queries
-        negatives = stacked([column[rows] for column in self.columns[2:]], pad) if self.hard_negatives else None
-        return Views(queries, keys, negatives)
+            queries = padded(*anchor.tokens[own], pad)
+            keys = padded(*key.tokens[at], pad) if others else queries
+        negatives = [_in_place_of_none(column.tokens, places, anchor.tokens, own) for column, places in others[1:]]
+        return Views(queries, keys, stacked(negatives, pad) if negatives else None)
 
     def scores(self, rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
         """Take the scores of these rows, [c]; None of data without."""
@@ -96,25 +127,75 @@ class SentenceExamples:
             raise self.rows.fault("has no labels, which data.sampler asks for; name their column in data.label")
         return groups_of(self.rows, self.label)
 
-    def lengths(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    def lengths(self, rows: NDArray[np.int64], draw: Draw = FIRST) -> NDArray[np.int64]:
         """Count the tokens of the longest sentence of each row, hard negatives included, [c]."""
-        longest: NDArray[np.int64] = np.max([column[rows][1] for column in self.columns], axis=0)
+        (anchor, own), *others = self._places(rows, draw)
+        sides = [(anchor.tokens[own]), *(_in_place_of_none(c.tokens, at, anchor.tokens, own) for c, at in others)]
+        longest: NDArray[np.int64] = np.max([lengths for _, lengths in sides], axis=0)
         return longest
 
     def pair_ids(self, rows: NDArray[np.int64]) -> Tensor:
         """Compute ids, int64 [c]: equal for equal anchors."""
         return self.ids(rows).pair_ids
 
-    def ids(self, rows: NDArray[np.int64]) -> Ids:
-        """Compute the ids of what these rows say; the two views of a single sentence say the same."""
-        return text_ids(self.rows, rows)
+    def ids(self, rows: NDArray[np.int64], draw: Draw = FIRST) -> Ids:
+        """Compute the ids of what these rows say; the two views of a single sentence say the same. ABSENT where a hard
+        negative is not there."""
+        import torch
+
+        sides = [_said(column.texts, places) for column, places in self._places(rows, draw)]
+        return Ids(sides[0], sides[1] if len(sides) > 1 else None, torch.stack(sides[2:], 1) if sides[2:] else None)
+
+    def _places(self, rows: NDArray[np.int64], draw: Draw) -> list[tuple[Column, NDArray[np.int64]]]:
+        """Return for each side the column and where each pair's text is in it, [c]; EMPTY where there is none."""
+        rows = np.asarray(rows, np.int64)
+        places: list[tuple[Column, NDArray[np.int64]]] = []
+        for side, column in enumerate(self.columns):
+            if column.pool is None:
+                places.append((column, rows))
+                continue
+            pairs = np.arange(len(rows)) if draw.pairs is None else draw.pairs
+            drawn = column.pool.draw(rows, column.drawn, seed=draw.seed, step=draw.step, pairs=pairs, side=min(side, 2))
+            places += [(column, drawn[:, number]) for number in range(column.drawn)]
+        return places
+
+
+def _in_place_of_none(
+    column: TokenColumn, places: NDArray[np.int64], anchors: TokenColumn, rows: NDArray[np.int64]
+) -> tuple[Tokens, NDArray[np.int64]]:
+    """Return tokens and lengths of texts, and the anchor's where there is none."""
+    none = places == EMPTY
+    if not none.any():
+        return column[places]
+    if none.all():
+        return anchors[rows]
+    (ids, lengths), (own, ends) = column[np.where(none, places[~none][0], places)], anchors[rows]
+    width = max(ids.shape[1], own.shape[1])
+    ids, own = (np.pad(tokens, ((0, 0), (0, width - tokens.shape[1]))) for tokens in (ids, own))
+    return np.where(none[:, None], own, ids), np.where(none, ends, lengths)
+
+
+def _said(texts: pa.ChunkedArray, places: NDArray[np.int64]) -> Tensor:
+    """Compute the ids of texts, int64 [c]; ABSENT where there is none."""
+    import torch
+
+    there = np.flatnonzero(places != EMPTY)
+    ids = torch.full((len(places),), ABSENT)
+    ids[torch.from_numpy(there)] = ids_of_texts(texts, places[there])
+    return ids
 
 
 def sentence_rows(job: JobConfig) -> Rows:
     """Read the text columns of data.train, and check that each row of them is text."""
     wanted = None if job.data.columns is None else tuple(job.data.columns)
     rows = read(job.data.train, _choose(job.data.scores), wanted)
-    return as_text(rows, tuple(rows.table.column_names))
+    names = tuple(rows.table.column_names)
+    if job.data.hard_negatives and len(names) < 3:
+        raise rows.fault(
+            f"has no hard negatives that data.hard_negatives = {job.data.hard_negatives} could be drawn of: it is read "
+            f"for {list(names)}; name anchor, positives and hard negatives in data.columns"
+        )
+    return as_text(rows, names, drawn=job.data.hard_negatives is not None)
 
 
 @functools.cache
@@ -163,9 +244,8 @@ def _pretrained(folder: Path, _stamps: tuple[Stamp, ...], lower: bool) -> PreTra
 def sentence_examples(job: JobConfig, tokenizer: Tokenizer | None = None) -> SentenceExamples:
     """Read the sentences that `job` trains on."""
     read = reading(job)
-    examples = _examples(
-        sentence_rows(job), tokenizer_for(job) if tokenizer is None else tokenizer, read.max_tokens, read.prompt
-    )
+    tokenizer = tokenizer_for(job) if tokenizer is None else tokenizer
+    examples = _examples(sentence_rows(job), tokenizer, read.max_tokens, read.prompt, job.data.hard_negatives)
     if job.augments_tokens:
         examples = _augmented(examples, job.augment, read.max_tokens, read.prompt)
     scored = None if job.data.scores is None else train_scores(job.data.train, job.data.scores)
@@ -175,18 +255,34 @@ def sentence_examples(job: JobConfig, tokenizer: Tokenizer | None = None) -> Sen
 def _augmented(examples: SentenceExamples, augment: Augment, max_tokens: int, prompt: str) -> SentenceExamples:
     """Let an augmentation make the views of these examples."""
     tokenizer = examples.tokenizer
-    words = _words(examples.rows, cast("Tokenizer", tokenizer), max_tokens, prompt)
+    words = _words(examples.columns[:2], cast("Tokenizer", tokenizer), max_tokens, prompt)
     made = TokenViews(augment, tokenizer.pad_token_id, tokenizer.mask_token_id, words)
     return dataclasses.replace(examples, augmentation=made)
 
 
 @functools.lru_cache(maxsize=4)
-def _words(rows: Rows, tokenizer: Tokenizer, max_tokens: int, prompt: str) -> tuple[TokenColumn, ...]:
-    sides = rows.table.columns[:2]
-    return tuple(TokenColumn(column, tokenizer, max_tokens, prompt, word_numbers) for column in sides)
+def _words(sides: tuple[Column, ...], tokenizer: Tokenizer, max_tokens: int, prompt: str) -> tuple[TokenColumn, ...]:
+    return tuple(TokenColumn(side.texts, tokenizer, max_tokens, prompt, word_numbers) for side in sides)
 
 
 @functools.lru_cache(maxsize=4)
-def _examples(rows: Rows, tokenizer: Tokenizer, max_tokens: int, prompt: str) -> SentenceExamples:
-    columns = tuple(TokenColumn(column, tokenizer, max_tokens, prompt) for column in rows.table.columns)
-    return SentenceExamples(rows, cast("PreTrainedTokenizerBase", tokenizer), columns)
+def _examples(
+    rows: Rows, tokenizer: Tokenizer, max_tokens: int, prompt: str, hard_negatives: int | None
+) -> SentenceExamples:
+    """Make the columns of all sides. hard_negatives: how many are drawn of the third and further columns; None: they
+    are a side each."""
+    names, table = tuple(rows.table.column_names), rows.table
+
+    def drawn_of(chosen: tuple[str, ...], count: int) -> Column:
+        pool = pool_of(rows, chosen)
+        return Column(pool.texts, TokenColumn(pool.texts, tokenizer, max_tokens, prompt), pool, count)
+
+    def own(name: str) -> Column:
+        return Column(table[name], TokenColumn(table[name], tokenizer, max_tokens, prompt))
+
+    columns = [drawn_of((name,), 1) if is_list_of_texts(table[name].type) else own(name) for name in names[:2]]
+    if hard_negatives is None:
+        columns += [own(name) for name in names[2:]]
+    elif hard_negatives and names[2:]:
+        columns.append(drawn_of(names[2:], hard_negatives))
+    return SentenceExamples(rows, cast("PreTrainedTokenizerBase", tokenizer), tuple(columns))

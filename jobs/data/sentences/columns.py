@@ -35,8 +35,10 @@ IDS = re.compile(r"(.*[-_. ])?#?(id|idx|index|docid|qid|pid|filename|genre|year)
 """Names of what is no sentence."""
 
 LISTS = (
-    "lists are not read; write one row for each positive, with columns anchor and positive and, for hard negatives, "
-    "negative_1, negative_2 and so on, the same number in every row"
+    "lists are not read unless data.hard_negatives says how many of them to draw for each pair (0 where there are "
+    "none) and data.columns names the anchor, the positives and the hard negatives; or write one row for each "
+    "positive, with columns anchor and positive and, for hard negatives, negative_1, negative_2 and so on, the same "
+    "number in every row"
 )
 NO_TEXTS = "; none of them looks like text: first put the texts in the place of the ids that stand for them"
 

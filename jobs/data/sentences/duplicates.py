@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +20,12 @@ from numpy.typing import NDArray
 from jobs.config import JobConfig
 from jobs.data.batches import Ids, content_ids
 from jobs.data.formats import DataError
+from jobs.data.sentences.pools import first_texts, pool_of
 from jobs.data.sentences.tokens import texts_of
 from jobs.data.sources import Rows, numbered
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LOOKED_AT = 100_000
 """Rows compared with each other, evenly spaced: hashing them is what takes the time."""
@@ -40,19 +45,30 @@ QUOTED = 60
 
 def text_ids(rows: Rows, at: NDArray[np.int64]) -> Ids:
     """Compute ids of what these rows say, column by column: equal for equal texts, but for blanks around them."""
-    parts = [content_ids(text.strip().encode() for text in texts_of(column, at)) for column in rows.table.columns]
+    parts = [ids_of_texts(column, at) for column in rows.table.columns]
     import torch
 
     negatives = torch.stack(parts[2:], 1) if len(parts) > 2 else None
     return Ids(parts[0], parts[1] if len(parts) > 1 else None, negatives)
 
 
+def ids_of_texts(column: pa.ChunkedArray, at: NDArray[np.int64]) -> Tensor:
+    """Compute ids of the texts at these places, int64 [c]: equal for equal texts, but for blanks around them."""
+    return content_ids(text.strip().encode() for text in texts_of(column, at))
+
+
 @functools.lru_cache(maxsize=4)
 def text_numbers(rows: Rows) -> NDArray[np.int64]:
-    """Number the texts of anchors and positives, int64 [n, 1 or 2]: equal for equal texts, but for blanks around
-    them."""
-    columns = [pc.utf8_trim_whitespace(column).cast(pa.large_string()) for column in rows.table.columns[:2]]
-    return numbered(pa.chunked_array([chunk for column in columns for chunk in column.chunks])).reshape(-1, len(rows)).T
+    """Number the texts of anchors and positives, int64 [n, k]: equal for equal texts, but for blanks around them. A row
+    with fewer positives than others has its anchor's number again."""
+    pools = [pool_of(rows, (name,)) for name in rows.table.column_names[:2]]
+    said = numbered(pa.chunked_array([pc.utf8_trim_whitespace(chunk) for pool in pools for chunk in pool.texts.chunks]))
+    width = [int(pool.counts().max(initial=1)) for pool in pools]
+    numbers = np.repeat(said[pools[0].members][:, None], sum(width), axis=1)
+    for pool, first, before in zip(pools, (0, width[0]), (0, len(pools[0].texts)), strict=False):
+        owner = np.repeat(np.arange(len(rows)), pool.counts())
+        numbers[owner, first + np.arange(len(owner)) - pool.ends[owner]] = said[before + pool.members]
+    return numbers
 
 
 def negatives_in_a_batch(job: JobConfig, *, hard: int) -> int:
@@ -97,6 +113,7 @@ def repeats(job: JobConfig, rows: Rows) -> Iterator[str]:
     job. Raises DataError where they take all of them."""
     if not job.loss.mask_duplicates:
         return
+    rows = first_texts(rows)
     repeated = _repeated(rows)
     share = repeated.share(job.negatives_group)
     if repeated.all_alike and repeated.looked_at == len(rows):

@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from jobs.data.batches import Inputs
+from jobs.data.sentences.pools import flat_texts
 from jobs.data.sources import Rows
 from jobs.models.pretrained.tokenizer import Tokenizer, prompt_tokens
 
@@ -43,7 +44,8 @@ def trained_tokenizer(rows: Rows, size: int) -> Tokenizer:
     from transformers import PreTrainedTokenizerFast
 
     step = -(-len(rows) // VOCABULARY_ROWS)
-    texts = [text for column in rows.table.columns for text in texts_of(column, range(0, len(rows), step))]
+    columns = map(flat_texts, rows.table.columns)
+    texts = [text for column in columns for text in texts_of(column, range(0, len(column), step))]
     words = sorted({word for text in texts for word in text.split(" ")})
     single = _trained([" ".join(words[i : i + 50]) for i in range(0, len(words), 50)], 1, list(SPECIAL))
     inner = sorted(piece for piece in single if piece.startswith("##") and len(piece) == 3)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from jobs.config import JobConfig, components
 from jobs.config.protocols import Parts
 from jobs.core.outcomes import Outcomes, RowIds
-from jobs.data.batches import Ids, Inputs, Views
+from jobs.data.batches import FIRST, Draw, Ids, Inputs, Views
 from jobs.data.faults import DataError
 from jobs.data.tasks.judging import Ask, Encode, Random, count, fails_when_tried, named_rows
 from jobs.models.pretrained.tokenizer import Tokenizer
@@ -40,8 +40,12 @@ class Examples(Protocol):
     def views(self, rows: NDArray[np.int64], *, seed: int, step: int, pairs: NDArray[np.int64]) -> Views:
         """Make both sides of these data rows, the pairs numbered `pairs` of batch `step`."""
 
-    def ids(self, rows: NDArray[np.int64]) -> Ids:
-        """Compute the ids of what these rows say."""
+    @property
+    def lacks_some(self) -> bool:
+        """Whether a pair may have fewer hard negatives than others."""
+
+    def ids(self, rows: NDArray[np.int64], draw: Draw = FIRST) -> Ids:
+        """Compute the ids of what these rows say where texts are drawn so."""
 
     def scores(self, rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
         """Take people's scores of these pairs, [c]; None of data without."""
@@ -172,6 +176,7 @@ class OwnExamples:
     def __init__(self, job: JobConfig, parts: Parts, rows: object) -> None:
         self._task, self._parts, self.rows = job.task, parts, rows
         self.hard_negatives = int(getattr(parts, "hard_negatives", 0))
+        self.lacks_some = False
         self._facts: dict[str, NDArray[np.int64]] = {}
 
     def __len__(self) -> int:
@@ -191,7 +196,7 @@ class OwnExamples:
         queries, keys = (side(view, len(rows)) for view in (0, 1))
         return Views(queries, keys, side(2, len(rows) * self.hard_negatives) if self.hard_negatives else None)
 
-    def ids(self, rows: NDArray[np.int64]) -> Ids:
+    def ids(self, rows: NDArray[np.int64], draw: Draw = FIRST) -> Ids:  # noqa: ARG002 - of lists
         """Return the class's `ids(rows)`, int64 [c], equal for what is the same; without it, each row is its own."""
         import torch
 

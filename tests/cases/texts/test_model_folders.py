@@ -872,7 +872,7 @@ def test_an_encoder_that_takes_thousands_of_tokens_needs_room_for_those_that_the
     assert isinstance(examples, data.SentenceExamples)
     views = examples.views(np.arange(8), seed=0, step=1, pairs=np.arange(8))
     assert views.keys["input_ids"].shape[1] == max(len(text.split()) for text in POSITIVES) + 2
-    assert max(column._ids.shape[1] for column in examples.columns) < 100
+    assert max(column.tokens._ids.shape[1] for column in examples.columns) < 100
 
 
 def test_what_training_loads_is_refused_in_the_same_words(tmp_path: Path, rows: dict[str, str]) -> None:

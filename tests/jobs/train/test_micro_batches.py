@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from typing import Any
 
@@ -63,7 +64,8 @@ def test_ranks_compute_with_every_pair_once_and_read_the_rows_of_their_own_pairs
     together: list[int] = []
     for rank in range(ranks):
         columns = [TokenColumn(column, examples.tokenizer, 32) for column in examples.rows.table.columns]
-        fresh = dataclasses.replace(examples, columns=tuple(columns))
+        read = [dataclasses.replace(side, tokens=own) for side, own in itertools.zip_longest(examples.columns, columns)]
+        fresh = dataclasses.replace(examples, columns=tuple(read))
         batches = Batches(fresh, job, rank=rank, world=ranks)
         rows = batches.rows(step)
         cuts, largest = batches.spans(rows), batches.largest(step)

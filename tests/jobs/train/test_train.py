@@ -661,7 +661,7 @@ def visited(folder: Path, rank: int) -> tuple[list[list[int]], list[int]]:
     size, rows = config.batch.size, len(training.examples)
     batches = [data.batch_rows(rows, size=size, seed=config.seed, step=step + 1) for step in range(training.step)]
     own = {int(row) for batch in batches for row in batch[size * rank // 2 : size * (rank + 1) // 2]}
-    return [np.flatnonzero(column._lengths).tolist() for column in training.examples.columns], sorted(own)
+    return [np.flatnonzero(column.tokens._lengths).tolist() for column in training.examples.columns], sorted(own)
 
 
 @pytest.mark.soak

@@ -29,7 +29,7 @@ from orchestrator.sweep.plan.trials import Planned
 from orchestrator.sweep.space import conditions
 
 ROOT = Path(__file__).parents[3]
-DEFAULTS = "f18b9fcca4e4ef66"
+DEFAULTS = "f31c937405856b68"
 
 SWEEP: dict[str, Any] = {
     "name": "small",

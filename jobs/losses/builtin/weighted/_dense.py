@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from jobs.core.ids import ABSENT
+
 MASKED = -1e30
 """Logit of what is no negative. Finite, so that its gradient is 0 and not nan."""
 
@@ -22,7 +24,7 @@ class Candidates:
     """[B, C]."""
 
     negative: Tensor
-    """bool [B, C]: neither the own key nor, as far as ids tell, the same text or image."""
+    """bool [B, C]: neither the own key nor absent nor, as far as ids tell, the same text or image."""
 
     def logits(self, temperature: float | Tensor) -> Tensor:
         """Compute the differences to the positive, in units of the temperature, [B, C]; MASKED for no negative."""
@@ -52,7 +54,8 @@ def candidates(
     if negatives is not None:
         similarity.append(queries @ negatives.flatten(0, 1).T)
         said = torch.full((similarity[1].shape[1],), -1, device=queries.device)
-        negative.append(~same_text(texts, (said if negative_ids is None else negative_ids.flatten())[:, None]))
+        said = said if negative_ids is None else negative_ids.flatten()
+        negative.append(~same_text(texts, said[:, None]) & (said != ABSENT))
     return Candidates((queries * keys).sum(1), torch.cat(similarity, 1), torch.cat(negative, 1))
 
 
