@@ -153,3 +153,15 @@ def rate_of(optimizer: torch.optim.Optimizer) -> float:
     """Return the learning rate that `set_rate` gave it."""
     group = optimizer.param_groups[0]
     return float(group["lr"] / group.get("lr_scale", 1.0))
+
+
+def takes_nan(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether it says, by an attribute `takes_nan`, that it has a rule for gradients that are not finite: then a
+    step of such does not end the training."""
+    return bool(getattr(optimizer, "takes_nan", False))
+
+
+def counts(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Return what it has counted so far, as points of a trial, if it has a method `counts` of numbers by name."""
+    own: Callable[[], Mapping[str, float]] | None = getattr(optimizer, "counts", None)
+    return {} if own is None else {f"train/{name}": float(number) for name, number in own().items()}

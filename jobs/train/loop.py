@@ -74,13 +74,15 @@ class Training(Resumable):
             with self.trial_memory.step(size=largest, held=self._held) as measuring_s:
                 outcome = self._optimize(self.step + 1)
                 self.seconds = self._clock(before_s + time.perf_counter() - began - measuring_s)
-            if not outcome.finite:
+            if not outcome.finite and not optim.takes_nan(self.optimizer):
                 self._end("diverged", f"loss {outcome.loss}, gradient norm {outcome.gradient_norm}")
                 break
             due = self.budget.evaluations(self.step + 1, self.seconds) > self.budget.evaluations(self.step, before_s)
             self.step += 1
             if self.budget.logged(self.step, before_s, self.seconds):
-                self._record(diagnostics_points(outcome) | self._settings() | self._usage())
+                points = diagnostics_points(outcome) | self._settings() | self._usage()
+                # What a rule of the optimizer has taken is counted, and is no value to draw.
+                self._record({key: value for key, value in points.items() if np.isfinite(value)})
             if due:
                 self._evaluate(recorded=self.budget.recorded(self.step, before_s, self.seconds))
             if self.result is None and self._is_saved(due):
@@ -94,7 +96,7 @@ class Training(Resumable):
         job, rows = self.job, self.batches.rows(step)
         result = self._gradients(step, rows, self.batches.spans(rows, step), clip=job.optimizer.clip)
         self._look_at_duplicates(step, rows, int(result.diagnostics.duplicates_masked))
-        if result.finite:
+        if result.finite or optim.takes_nan(self.optimizer):
             self.transform(step)
             optim.set_rate(self.optimizer, self.budget.rate(step, self.seconds))
             self.transform.step(self.optimizer, step)

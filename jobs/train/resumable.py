@@ -273,6 +273,7 @@ class Resumable:
             "samples_per_second": samples / self.seconds if self.seconds else 0.0,
             "peak_memory_mb": max(peak for (peak,) in peaks) / 2**20,
         }
+        self._record(optim.counts(self.optimizer))
         measured = self.records.latest()
         # Of a job that had ended before, and whose result was lost, no step is trained again: they are in its points.
         costs |= {key: measured[key] for key in costs if key in measured}
@@ -334,7 +335,7 @@ class Resumable:
         return {
             "train/learning_rate": optim.rate_of(self.optimizer),
             "train/temperature": float(temperature.detach()) if isinstance(temperature, Tensor) else temperature,
-        }
+        } | optim.counts(self.optimizer)
 
     def _usage(self) -> dict[str, float]:
         return usage.points(agree(self.meter.look(), self.group, what="usage"))

@@ -135,6 +135,7 @@ def summarize(ledger: Ledger, rows: RowFiles | None = None) -> Summary:
         retried=retried,
         over=_over(planned, trials, untuned, stopped),
         thinned=_thinned(ledger, trials),
+        past_nan=_past_nan(ledger, trials),
     )
     warnings += _tuned_alike(planned, confirm, names_of(summaries))
     warnings += _between_repeats(planned, confirm, compared, names_of(summaries))
@@ -348,6 +349,12 @@ def _thinned(ledger: Ledger, trials: Sequence[Trial]) -> list[Trial]:
     """Return the confirm trials that have an event about a batch in the ledger."""
     noted = {event.trial for event in ledger.events("batch")}
     return [trial for trial in trials if trial.stage == "confirm" and trial.id in noted]
+
+
+def _past_nan(ledger: Ledger, trials: Sequence[Trial]) -> list[Trial]:
+    """Return the confirm trials that went on after steps without a finite gradient, by a rule of their optimizer."""
+    counted = ledger.trials_above("train/nan_steps", 0.0)
+    return [trial for trial in trials if trial.stage == "confirm" and trial.id in counted]
 
 
 def unconfirmed(ledger: Ledger) -> list[str]:

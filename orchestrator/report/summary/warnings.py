@@ -31,11 +31,12 @@ def notes(
     over: Mapping[str, str],
     retried: Mapping[str, Sequence[int]],
     thinned: Sequence[Trial] = (),
+    past_nan: Sequence[Trial] = (),
 ) -> list[str]:
     """Return sentences on a summary, the gravest first; none when all is well. `lost`: trials that ended without a
     value; `over`: arms of which no further confirm trial is begun, and why; `retried`: seeds of an arm that were
     lost when a look was taken, and have a result since; `thinned`: trials with a batch that had
-    more than half of its negatives left out."""
+    more than half of its negatives left out; `past_nan`: trials that went on after steps without a finite gradient."""
     seeds = len(summary.seeds)
     return [
         *_missing(summary, lost, over),
@@ -45,6 +46,7 @@ def notes(
         *_several_codes(summary.code),
         *oddities(summary, pairs=seeds),
         *_thinned(thinned, names_of(summary.arms)),
+        *_past_nan(past_nan, names_of(summary.arms)),
     ]
 
 
@@ -139,6 +141,18 @@ def _thinned(trials: Sequence[Trial], names: Names) -> Iterable[str]:
         yield (
             f"{counted(len(trials), 'confirm trial')} of {arms} had a batch of which more than half of the negatives "
             "were left out, as they repeat the anchor or its positive (loss.mask_duplicates)."
+        )
+
+
+def _past_nan(trials: Sequence[Trial], names: Names) -> Iterable[str]:
+    """Yield a sentence for each arm on its trials that would have diverged, had a rule not taken what was not
+    finite."""
+    for arm in dict.fromkeys(trial.arm for trial in trials):
+        own = [trial for trial in trials if trial.arm == arm]
+        steps = int(sum(trial.metrics.get("train/nan_steps", 0.0) for trial in own))
+        yield (
+            f"{names.alone(arm)}: {counted(len(own), 'confirm trial')} went on after steps without a finite gradient "
+            f"({counted(steps, 'step')} in all), by a rule of the optimizer, where others diverge."
         )
 
 

@@ -343,11 +343,8 @@ def examined_of(plan: Plan) -> list[JobConfig]:
 def _ends(plan: Plan, arm: Arm) -> list[dict[str, JsonValue]]:
     """Choose settings of an arm that stand for all, in the keys that decide what is read."""
     space = plan.sweep.tune.space if plan.sweep.tune else {}
-    deciding = [
-        key
-        for key in space
-        if key.startswith("data.") or key in ("model.name", "model.pooling", "model.dropout", "loss.guide")
-    ]
+    named = ("model.name", "model.pooling", "model.dropout", "loss.guide")
+    deciding = [key for key in space if key.startswith("data.") or key in named]
     keys = {key: space[key] for chosen in deciding for key in (chosen, *conditions.above(space, chosen))}
     ends = {key: own.ends for key, own in keys.items()}
     names = ends.get("model.name", [None])

@@ -246,6 +246,29 @@ def trained(config: JobConfig, folder: Path, *, steps: int = 99, group: Any = No
     return training
 
 
+def test_a_training_goes_on_by_the_rule_and_says_how_often(tmp_path: Path) -> None:
+    """From a checkpoint too; without the rule it has diverged. Mutant check: a count that no checkpoint holds."""
+    rule = {"name": "tiger", "options": {"nan_rule": True}}
+    loss = {"name": "mylab:nan_at", "options": {"times": 2}}
+    config = JobConfig.model_validate(IMAGE | {"optimizer": rule, "loss": loss})
+    whole = trained(config, tmp_path / "whole")
+    assert whole.result is not None
+    assert whole.result["outcome"] == "ok"
+    assert whole.result["metrics"]["train/nan_steps"] == 2
+    assert all(np.isfinite(point.value) for point in whole.points)
+    begun = trained(config, tmp_path / "parts", steps=3)
+    begun.save()
+    begun.settle()
+    continued = trained(config, tmp_path / "parts")
+    assert continued.result is not None
+    assert continued.result["metrics"] == whole.result["metrics"]
+    plain = config.model_copy(update={"optimizer": Optimizer(name="tiger")})
+    diverged = trained(plain, tmp_path / "plain")
+    assert diverged.result is not None
+    assert diverged.result["outcome"] == "diverged"
+    assert "train/nan_steps" not in {point.key for point in diverged.points}
+
+
 REAL: dict[str, dict[str, Any]] = {name: {"name": name, "options": cases[-1]} for name, cases in CASES.items()}
 """A section `optimizer` for each, with the last of its options: Tiger's accumulates over four steps."""
 

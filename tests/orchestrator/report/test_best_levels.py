@@ -130,6 +130,19 @@ def test_an_anchor_without_a_negative_is_a_collapse(begin: Begin, shares: list[f
     assert any("an anchor had no negative" in note for note in said["notes"]) == collapsed
 
 
+def test_what_a_rule_has_taken_in_place_of_diverging_is_counted(begin: Begin) -> None:
+    """Tiger's, for gradients that are not finite: it would hide them."""
+    run = begin()
+    for arm, metrics in BETTER.items():
+        for number, (trial, metric) in enumerate(zip(run.confirm(arm), metrics, strict=True)):
+            steps = float(2 * number) if arm == "flat" and number < 3 else 0.0
+            points = [Point(trial.id, "train/nan_steps", step, min(steps, step), 1e9) for step in (1, 4)]
+            run.done(trial, metric, points=points, more={"train/nan_steps": steps})
+    said = answer_of(run.ledger)
+    (note,) = (note for note in said["notes"] if "finite gradient" in note)
+    assert note.startswith("flat: 2 confirm trials went on after steps without a finite gradient (6 steps in all)")
+
+
 def test_how_often_one_alone_diverged_is_told_with_its_p(begin: Begin) -> None:
     run = begin(seeds=8)
     for arm in BETTER:

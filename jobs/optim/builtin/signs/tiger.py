@@ -22,11 +22,9 @@ class tiger(torch.optim.Optimizer):  # noqa: N801 - a built-in has its module's 
     decays the momentum; each step of it adds (1 - beta) g / k. So nothing but the momentum is kept. A cycle that
     training does not end makes no update.
 
-    nan_rule: at a step of which any gradient is nan, momenta stay, and every weight shrinks: theta <- (theta - c)
-    shrink + c, c 1 for gains of norms and 0 for all else. It hides that a training diverges; `nan_steps` of each group
-    of the state, and so of a checkpoint, counts how often. A trainer that ends such a training before its optimizer
-    runs, as jobs.train does where loss or gradient norm are not finite, leaves it nothing but what a gradient transform
-    makes nan.
+    nan_rule: at a step of which any gradient is not finite, momenta stay, and every weight shrinks: theta <- (theta -
+    c) shrink + c, c 1 for gains of norms and 0 for all else. It hides that a training diverges, which then goes on;
+    `nan_steps` of each group of the state, and so of a checkpoint, counts how often, and so do a trial's points.
     """
 
     def __init__(
@@ -43,13 +41,19 @@ class tiger(torch.optim.Optimizer):  # noqa: N801 - a built-in has its module's 
         if accumulate < 1:
             raise ValueError(f"optimizer.options.accumulate = {accumulate} steps make no update; give 1 or more")
         super().__init__(params, {"lr": lr, "steps": 0, "nan_steps": 0})
-        self.beta, self.accumulate, self.nan_rule, self.shrink = beta, accumulate, nan_rule, shrink
+        self.beta, self.accumulate, self.takes_nan, self.shrink = beta, accumulate, nan_rule, shrink
         named = model.named_parameters()
         self.gains = {id(p) for name, p in named if p.ndim == 1 and name.rpartition(".")[2] == "weight"}
 
+    def counts(self) -> dict[str, float]:
+        """Count the steps of the rule for nan; nothing where it is off."""
+        return {"nan_steps": float(self.param_groups[0]["nan_steps"])} if self.takes_nan else {}
+
     def step(self) -> None:  # type: ignore[override]
         """Make one step: an update where it ends a cycle."""
-        is_nan = self.nan_rule and any(bool(gradient.isnan().any()) for _, gradient, _, _ in with_gradients(self))
+        is_nan = self.takes_nan and not all(
+            bool(gradient.isfinite().all()) for _, gradient, _, _ in with_gradients(self)
+        )
         for group in self.param_groups:
             group["steps"] += 1
             group["nan_steps"] += is_nan
