@@ -106,7 +106,6 @@ class JobConfig(Section):
         if has_heads and self.model.width % self.model.heads:
             raise ValueError(f"model.heads = {self.model.heads} must divide model.width = {self.model.width}")
         self._refuse_groups_beyond_the_batch()
-        self._refuse_draws_beside_a_guide()
         if self.is_own_task:
             self._refuse_what_own_tasks_lack()
         elif not self.is_function:
@@ -126,14 +125,6 @@ class JobConfig(Section):
                     "of; use 'mean', 'cls' or 'first_last'"
                 )
         return self
-
-    def _refuse_draws_beside_a_guide(self) -> None:
-        """Raise ValueError where a guide, which embeds a row once, would have to know of texts that steps draw."""
-        if self.loss.guide is not None and self.data.hard_negatives is not None:
-            raise ValueError(
-                f"loss.guide = '{self.loss.guide}' looks at the texts of a row once, and data.hard_negatives = "
-                f"{self.data.hard_negatives} draws others in each step; leave out one of them"
-            )
 
     def _refuse_groups_beyond_the_batch(self) -> None:
         """Raise ValueError where the batch has no group of pairs that gradients are squared of."""

@@ -7,6 +7,9 @@ data, and not from batches: so each has the same bits on every rank, in every mi
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -15,14 +18,16 @@ from torch import Tensor
 
 from jobs import data, models
 from jobs.config import JobConfig
+from jobs.data.batches import FIRST, Draw
 from jobs.data.images import ImageExamples
-from jobs.data.sentences.tokens import padded
+from jobs.data.sentences.pools import EMPTY
+from jobs.data.sentences.tokens import TokenColumn, padded
 from jobs.losses import GuideRows
 from jobs.models import ModelError
 from jobs.models.pretrained.folder import EncoderError
 
 BLOCK = 16
-"""Consecutive rows of the data that are embedded together."""
+"""Consecutive texts, or images, of the data that are embedded together."""
 
 
 class Guide:
@@ -39,34 +44,64 @@ class Guide:
         except (ModelError, EncoderError, data.DataError) as error:
             raise models.refused_guide(job, error) from error
         self._model.eval().requires_grad_(requires_grad=False)
-        self._sides: tuple[NDArray[np.floating], ...] = ()
-        """Of each column, the unit row of each row of the data, [n, Dg]; memory that nobody writes to is not taken."""
-        self._known = np.zeros(len(self._examples), bool)
+        self._tables: dict[object, _Table] = {}
+        """Of each column of texts, or of the images."""
 
-    def rows(self, rows: NDArray[np.int64]) -> GuideRows:
-        """Return what the guide makes of these data rows, unit rows [c, Dg], and [c, H, Dg] of hard negatives."""
-        for block in np.unique(rows[~self._known[rows]] // BLOCK):
-            self._embed(np.arange(block * BLOCK, min((block + 1) * BLOCK, len(self._known))))
-        queries, *others = (torch.from_numpy(side[rows]).to(self._device) for side in self._sides)
+    def rows(self, rows: NDArray[np.int64], draw: Draw = FIRST) -> GuideRows:
+        """Return what the guide makes of these data rows: unit rows [c, Dg], and [c, H, Dg] of hard negatives. The
+        place of one that is not there has the anchor's. draw: by what texts are drawn of lists."""
+        queries, *others = self._sides(rows, draw)
         keys = others[0] if others else queries
         return GuideRows(queries, keys, torch.stack(others[1:], 1) if len(others) > 1 else None)
 
-    @torch.no_grad()
-    def _embed(self, rows: NDArray[np.int64]) -> None:
-        for column, inputs in enumerate(self._inputs(rows)):
-            here = {name: values.to(self._device) for name, values in inputs.items()}
-            encoded = self._model.encode(here)
-            precise = encoded if encoded.dtype == torch.float64 else encoded.float()
-            units = F.normalize(precise, dim=-1).cpu().numpy()
-            if column == len(self._sides):
-                self._sides += (np.zeros((len(self._known), units.shape[1]), units.dtype),)
-            self._sides[column][rows] = units
-        self._known[rows] = True
-
-    def _inputs(self, rows: NDArray[np.int64]) -> list[dict[str, Tensor]]:
-        """Make what the guide takes of each column of these rows: of images without an augmentation."""
+    def _sides(self, rows: NDArray[np.int64], draw: Draw) -> list[Tensor]:
         if isinstance(self._examples, ImageExamples):
-            return [{"pixel_values": self._examples.images[rows]}]
+            images = self._examples.images
+            return [self._looked_up(images, rows, len(images), lambda at: {"pixel_values": images[at]})]
         assert isinstance(self._examples, data.SentenceExamples), "JobConfig refuses a guide of other tasks"
         pad = self._examples.tokenizer.pad_token_id
-        return [padded(*column.tokens[rows], pad) for column in self._examples.columns]
+        sides: list[Tensor] = []
+        for column, places in self._examples.places(rows, draw):
+            none = places == EMPTY
+            at = places[~none]
+            units = self._looked_up(column, at, len(column.texts), functools.partial(_padded, column.tokens, pad))
+            if none.any():
+                here = torch.from_numpy(np.flatnonzero(~none)).to(self._device)
+                units = sides[0].index_copy(0, here, units) if len(at) else sides[0]
+            sides.append(units)
+        return sides
+
+    def _looked_up(
+        self, column: object, at: NDArray[np.int64], total: int, inputs: Callable[[NDArray[np.int64]], data.Inputs]
+    ) -> Tensor:
+        """Look up the unit rows of some of a column's texts or images, and embed those that are not known."""
+        table = self._tables.setdefault(column, _Table(total))
+        for block in np.unique(at[~table.known[at]] // BLOCK):
+            whole = np.arange(block * BLOCK, min((block + 1) * BLOCK, total))
+            table.put(whole, self._embedded(inputs(whole)))
+        return torch.from_numpy(table.units[at]).to(self._device)
+
+    @torch.no_grad()
+    def _embedded(self, inputs: data.Inputs) -> NDArray[np.floating]:
+        encoded = self._model.encode({name: values.to(self._device) for name, values in inputs.items()})
+        precise = encoded if encoded.dtype == torch.float64 else encoded.float()
+        units: NDArray[np.floating] = F.normalize(precise, dim=-1).cpu().numpy()
+        return units
+
+
+def _padded(tokens: TokenColumn, pad: int, at: NDArray[np.int64]) -> data.Inputs:
+    return padded(*tokens[at], pad)
+
+
+class _Table:
+    """Unit rows of a column, as far as they are known. Memory that nobody writes to is not taken."""
+
+    def __init__(self, total: int) -> None:
+        self.known = np.zeros(total, bool)
+        self.units: NDArray[np.floating] = np.zeros((total, 0), np.float32)
+
+    def put(self, at: NDArray[np.int64], units: NDArray[np.floating]) -> None:
+        """Keep unit rows [c, Dg]."""
+        if not self.units.shape[1]:
+            self.units = np.zeros((len(self.known), units.shape[1]), units.dtype)
+        self.units[at], self.known[at] = units, True

@@ -142,7 +142,7 @@ class Training(Resumable):
             job.seed,
             None if scores is None else torch.from_numpy(scores),
             momentum_keys(self.model, micro_batches, self._context(step, group)),
-            None if self.guide is None else self.guide.rows(own),
+            None if self.guide is None else self.guide.rows(own, self.batches.draw(step, mine)),
         )
 
         def value(queries: Tensor, keys: Tensor, negatives: Tensor | None) -> tuple[Tensor, Diagnostics]:
@@ -209,7 +209,7 @@ class Training(Resumable):
             ids=ids,
             rows=rows,
             scores=self.examples.scores(rows),
-            guide=None if self.guide is None else self.guide.rows(rows),
+            guide=None if self.guide is None else self.guide.rows(rows, self.batches.draw(step, everything)),
             masking=self.masking,
             context=self._context(step, self.group),
         )

@@ -100,7 +100,7 @@ class SentenceExamples:
         what is drawn of lists is random: dropout is the view. The place of a hard negative that is not there has the
         anchor's tokens."""
         rows, pad = np.asarray(rows, np.int64), self.tokenizer.pad_token_id
-        (anchor, own), *others = self._places(rows, Draw(seed, step, pairs))
+        (anchor, own), *others = self.places(rows, Draw(seed, step, pairs))
         key, at = others[0] if others else (anchor, own)
         if self.augmentation is not None:
             queries, keys = (
@@ -129,7 +129,7 @@ class SentenceExamples:
 
     def lengths(self, rows: NDArray[np.int64], draw: Draw = FIRST) -> NDArray[np.int64]:
         """Count the tokens of the longest sentence of each row, hard negatives included, [c]."""
-        (anchor, own), *others = self._places(rows, draw)
+        (anchor, own), *others = self.places(rows, draw)
         sides = [(anchor.tokens[own]), *(_in_place_of_none(c.tokens, at, anchor.tokens, own) for c, at in others)]
         longest: NDArray[np.int64] = np.max([lengths for _, lengths in sides], axis=0)
         return longest
@@ -143,10 +143,10 @@ class SentenceExamples:
         negative is not there."""
         import torch
 
-        sides = [_said(column.texts, places) for column, places in self._places(rows, draw)]
+        sides = [_said(column.texts, places) for column, places in self.places(rows, draw)]
         return Ids(sides[0], sides[1] if len(sides) > 1 else None, torch.stack(sides[2:], 1) if sides[2:] else None)
 
-    def _places(self, rows: NDArray[np.int64], draw: Draw) -> list[tuple[Column, NDArray[np.int64]]]:
+    def places(self, rows: NDArray[np.int64], draw: Draw) -> list[tuple[Column, NDArray[np.int64]]]:
         """Return for each side the column and where each pair's text is in it, [c]; EMPTY where there is none."""
         rows = np.asarray(rows, np.int64)
         places: list[tuple[Column, NDArray[np.int64]]] = []

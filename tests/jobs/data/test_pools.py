@@ -289,8 +289,3 @@ def test_none_drawn_is_a_training_without_them(folder: Path) -> None:
     assert examples.hard_negatives == 0
     assert examples.ids(np.arange(3)).negative_ids is None
     assert examples.views(np.arange(3), seed=0, step=1, pairs=np.arange(3)).negatives is None
-
-
-def test_a_guide_which_embeds_a_row_once_goes_with_no_draws(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"draws others in each step; leave out one of them"):
-        job(folder, loss={"name": "gist", "guide": "somewhere"})

@@ -22,6 +22,9 @@ from test_losses_of_batches import trained
 from torch import Tensor
 
 from jobs.config import JobConfig, components
+from jobs.data.batches import Draw
+from jobs.data.sentences import sentence_examples
+from jobs.data.sentences.pools import EMPTY
 from jobs.data.validate import check
 from jobs.export import export
 from jobs.losses import GuideRows, JobLoss
@@ -107,7 +110,8 @@ def test_a_row_has_the_same_bits_whatever_was_asked_for_before(
         assert every.negatives is not None
         assert torch.equal(seen.negatives, every.negatives[rows])
     blocks = {row // BLOCK for rows in asked for row in rows}
-    assert int(guide._known.sum()) == sum(min(BLOCK, 40 - block * BLOCK) for block in blocks)
+    known = [int(table.known.sum()) for table in guide._tables.values()]
+    assert known == [sum(min(BLOCK, 40 - block * BLOCK) for block in blocks)] * 3
 
 
 def test_the_views_of_single_sentences_are_one_row_and_no_augmentation_is_seen(
@@ -123,6 +127,43 @@ def test_the_views_of_single_sentences_are_one_row_and_no_augmentation_is_seen(
     assert torch.equal(plain.queries, plain.keys)
     assert torch.equal(plain.queries, shuffled.queries)
     assert plain.negatives is None
+
+
+def test_what_is_drawn_of_lists_is_what_the_student_sees(tmp_path: Path, guide_folder: Path) -> None:
+    """Step by step; the place of a hard negative that is not there has the anchor's. Mutant check: rows for places."""
+    from transformers import AutoModel, AutoTokenizer
+
+    lines = [
+        {
+            "anchor": rows_of_text(n)[0],
+            "positive": rows_of_text(n)[1],
+            "negatives": [f"old {t}" for t in folders.THINGS[: n % 4]],
+        }
+        for n in range(24)
+    ]
+    (tmp_path / "lists.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    job = job_of(tmp_path, guide_folder)
+    data = {"train": str(tmp_path / "lists.jsonl"), "confirm": str(tmp_path / "judged.tsv"), "hard_negatives": 2}
+    job = job_of(tmp_path, guide_folder, data=data, budget={"steps": 2}, execution={"micro": 3, "verify": True})
+    network = AutoModel.from_pretrained(guide_folder).double().eval()
+    tokenizer = AutoTokenizer.from_pretrained(guide_folder)
+    guide, examples = Guide(job, device="cpu"), sentence_examples(job)
+    for step in (1, 2):
+        rows, pairs = np.array([2, 23, 4, 5]), np.array([6, 1, 0, 3])
+        draw = Draw(job.seed, step, pairs)
+        seen = guide.rows(rows, draw)
+        assert seen.negatives is not None
+        (anchor, _), _, *hard = examples.places(rows, draw)
+        for number, (column, places) in enumerate(hard):
+            for at, place in enumerate(places):
+                text = anchor.texts[int(rows[at])] if place == EMPTY else column.texts[int(place)]
+                inputs = tokenizer([f"large {text}"], truncation=True, max_length=12, return_tensors="pt")
+                with torch.no_grad():
+                    state = network(**inputs).last_hidden_state[0, 0]
+                torch.testing.assert_close(seen.negatives[at, number], state / state.norm(), rtol=1e-12, atol=1e-12)
+    for name in NAMES:
+        of = JobConfig.model_validate(job.model_dump() | {"loss": {"name": name, "guide": str(guide_folder)}})
+        assert trained(of, tmp_path / name).result is not None
 
 
 def on_rank(folder: Path, guide: Path, rank: int) -> list[dict[str, Tensor]]:
