@@ -286,8 +286,7 @@ def read_job(storage: Storage) -> JobConfig | None:
 def read_result(
     storage: Storage, *, newest: tuple[int, float] | None, remark: Callable[[str], None] = lambda _: None
 ) -> Result | None:
-    """Read the result on disk, if the checkpoint that belongs to it is sound; that of a diverged trial needs none.
-
+    """Read the result on disk, if its checkpoint is sound; what diverged, or did not train, has none.
     newest: step and seconds of the newest sound checkpoint. With a budget in seconds, an attempt that was cut short
     before its last checkpoint leaves a result, and nothing else of that training.
     remark: called with what is wrong with a damaged result, which then counts as none.
@@ -300,7 +299,8 @@ def read_result(
         return None
     if result is None:
         return None
-    return result if result["outcome"] == "diverged" or newest == (result["step"], result["seconds"]) else None
+    has_none = result["outcome"] == "diverged" or result["step"] == 0
+    return result if has_none or newest == (result["step"], result["seconds"]) else None
 
 
 def write_result(storage: Storage, result: Mapping[str, object]) -> None:

@@ -14,6 +14,10 @@ AT = "_at_"
 """What stands between a metric's name and how many columns it is measured on."""
 
 
+DRAWN = ("random_projection",)
+"""Built-ins of `after` that are functions of the job's seed."""
+
+
 class AfterTraining(Section):
     """What judges are given in place of the encoder's output."""
 

@@ -15,6 +15,7 @@ from typing import Literal
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from jobs.config import components
+from jobs.config.after_sections import DRAWN
 from jobs.config.components import TaskName, builtin_names, is_class, is_import_path, literal_of
 from jobs.config.data_sections import Augment, Data
 from jobs.config.identity import canonical, counted_from, hashed
@@ -91,7 +92,7 @@ class JobConfig(Section):
         size, ranks = self.batch.size, self.execution.ranks
         if ranks > size:
             raise ValueError(f"execution.ranks = {ranks} leaves ranks without a pair of batch.size = {size}; use fewer")
-        if self.steps is not None and self.steps < 1:
+        if self.trains and self.steps is not None and self.steps < 1:
             raise ValueError(
                 f"budget.samples = {self.budget.samples} is less than one batch; give at least batch.size = {size}"
             )
@@ -256,6 +257,25 @@ class JobConfig(Section):
     def steps(self) -> int | None:
         """Optimizer steps that the budget pays for; None where it is in seconds."""
         return self.budget.steps if self.budget.samples is None else self.budget.samples // self.batch.size
+
+    @property
+    def trains(self) -> bool:
+        """Whether it trains at all: a budget of no samples is judged once, as it is."""
+        return self.budget.samples != 0
+
+    @property
+    def is_seedless(self) -> bool:
+        """Whether nothing depends on its seed, as far as its own keys say: it trains nothing, its encoder has files,
+        and what is done to embeddings is built in and draws nothing."""
+        code = (self.evaluate.after, self.evaluate.judge, *self.evaluate.metrics)
+        has_files = self.model.name is not None and self.model.name not in builtin_names("encoder")
+        is_own = self.is_function or any(is_import_path(name or "") for name in (self.task, self.model.name, *code))
+        return not self.trains and has_files and not is_own and self.evaluate.after not in DRAWN
+
+    @property
+    def idle_sections(self) -> set[str]:
+        """The sections that do not change the result: how it is computed and, of what does not train, how it would."""
+        return {"execution"} | (set() if self.trains else {"augment", "batch", "loss", "optimizer"})
 
     @property
     def has_micro_batches(self) -> bool:

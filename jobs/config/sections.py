@@ -38,8 +38,8 @@ UNBOUNDED = ("dcl", "flatnce", "sogclr")
 class Budget(Section):
     """How long a job trains. Exactly one of the three is given."""
 
-    samples: int | None = Field(None, gt=0)
-    """Pairs seen, rounded down to whole batches."""
+    samples: int | None = Field(None, ge=0)
+    """Pairs seen, rounded down to whole batches. 0: nothing is trained, and the encoder is judged once as it is."""
 
     steps: int | None = Field(None, gt=0)
     """Optimizer steps."""

@@ -44,7 +44,7 @@ def check(job: JobConfig) -> list[str]:
         digests(job)
         return []
     train = train_rows(job)
-    if not job.is_own_task and len(train) < max(job.batch.size, 2):
+    if job.trains and not job.is_own_task and len(train) < max(job.batch.size, 2):
         raise train.fault(
             f"has {counted(len(train))}, fewer than batch.size = {job.batch.size}; give more rows, or "
             f"set batch.size to at most {len(train)}"
@@ -60,7 +60,7 @@ def check(job: JobConfig) -> list[str]:
     warnings = [*task_of(job).check()]
     _try_sampler(job)
     warnings += check_model(job)
-    if has_single_sentences(job):
+    if job.trains and has_single_sentences(job):
         models.check_views(job)
     return [*dict.fromkeys(warnings), *_overlaps(train, judged)]
 
@@ -108,6 +108,8 @@ def check_encoder_here(job: JobConfig) -> list[str]:
     if is_built(job.model.name) or not is_folder_here(str(job.model.name)):
         return guided
     notes = _check_own(job) + guided
+    if not job.trains:
+        return notes
     try:
         models.check_views(job)
     except models.ModelError:

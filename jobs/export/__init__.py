@@ -12,9 +12,9 @@ import contextlib
 import importlib.util
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -102,13 +102,7 @@ def export(
             f"{codes[0]} is code of your own, which whoever loads a folder would not have; load "
             f"the weights with your class: {trial.scratch / 'checkpoints'}, whose names begin with 'encoder.'"
         )
-    try:
-        newest, weights, extra, remarks = checkpoint.weights(trial.inside("checkpoints"), step=step)
-    except ValueError as error:
-        raise ValueError(
-            f"trial {name} has {error}; one is made every execution.checkpoint_every = "
-            f"{job.execution.checkpoint_every} steps, when it is stopped and at its end: train it, then export"
-        ) from error
+    newest, weights, extra, remarks = _checkpoint(trial, job, name, step)
     if job.evaluate.after is not None and job.model.precision == "bf16":
         raise ValueError(
             f"evaluate.after = '{job.evaluate.after}' is computed in double precision, which a folder of "
@@ -125,7 +119,10 @@ def export(
             f"an earlier version has not recorded how model.name = '{job.model.name}' was read when the trial began; "
             "it is exported as its folder says today"
         )
-    _fill(model, weights, name)
+    if job.trains:
+        _fill(model, weights, name)
+    else:
+        _refuse_other_weights(model, job, _result(trial, source, remote))
     after = _after(model, job)
     points = _points(trial, source, remote, until=newest)
 
@@ -135,7 +132,7 @@ def export(
         (into / "README.md").write_text(page, "utf-8")
         return settings, _difference(into, model, job, tokenizer, image_shape, after=after)
 
-    settings, difference = _whole(dest, write, needed=sum(values.nbytes for values in weights.values()))
+    settings, difference = _whole(dest, write, needed=sum(values.nbytes for values in model.state_dict().values()))
     return {
         "trial": name,
         "step": newest,
@@ -148,6 +145,22 @@ def export(
         "metrics": {key: point.value for key, point in card.judged(points).items()},
         "remarks": [*remarks, *unsure],
     }
+
+
+def _checkpoint(
+    trial: storage.Storage, job: JobConfig, name: str, step: int | None
+) -> tuple[int, dict[str, Tensor], Mapping[str, Any], list[str]]:
+    """Read the step, weights and what else the checkpoint has, and what is odd about it; nothing of a trial that did
+    not train."""
+    if not job.trains:
+        return 0, {}, {}, []
+    try:
+        return checkpoint.weights(trial.inside("checkpoints"), step=step)
+    except ValueError as error:
+        raise ValueError(
+            f"trial {name} has {error}; one is made every execution.checkpoint_every = "
+            f"{job.execution.checkpoint_every} steps, when it is stopped and at its end: train it, then export"
+        ) from error
 
 
 def refuse_existing(dest: Path) -> None:
@@ -245,6 +258,14 @@ def _fill(model: ContrastiveModel, weights: dict[str, Tensor], name: str) -> Non
             f"the checkpoint of trial {name} is not of the encoder that its job and its data describe "
             f"({lines[min(1, len(lines) - 1)].strip()}); bring back the data and the encoder that it was trained from"
         ) from error
+
+
+def _refuse_other_weights(model: ContrastiveModel, job: JobConfig, result: trial_dir.Result | None) -> None:
+    """Raise ValueError where an encoder that was not trained is no longer what was judged."""
+    if result is not None and result["hashes"]["init"] != models.initial_hash(model):
+        raise ValueError(
+            f"model.name = '{job.model.name}' holds other weights than when this trial judged it; bring these back"
+        )
 
 
 @torch.no_grad()

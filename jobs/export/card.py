@@ -76,14 +76,26 @@ def _facts(about: About, job: JobConfig, trial: str, step: int, settings: Settin
         "run": about.run,
         "arm": about.arm,
         "trial": f"{trial}, stage {about.stage or job.stage}, seed {job.seed}",
-        "step": f"{step:,}" + (f" of {job.steps:,}" if job.steps else f", in {job.budget.seconds:g} s of training"),
-        "encoder": f"{_without_folders(name, job)}, {'from nothing' if name in BUILT else 'fine-tuned'}",
+        "step": _of_budget(step, job),
+        "encoder": f"{_without_folders(name, job)}, {_origin(name, job)}",
         "embedding": f"{settings['width']} columns: {_how(settings)}{HEAD[has_head(job)]}",
         "after training": _after(job),
         "prompt": settings["prompt"] and f"{settings['prompt']!r}{', not pooled' if settings['skipped'] else ''}",
-        "loss": f"{job.loss.name}, temperature {job.loss.temperature}, {job.batch.size} pairs a batch",
+        "loss": f"{job.loss.name}, temperature {job.loss.temperature}, {job.batch.size} pairs a batch"
+        if job.trains
+        else "",
     }
     return {key: value for key, value in rows.items() if value}
+
+
+def _of_budget(step: int, job: JobConfig) -> str:
+    if not job.trains:
+        return ""
+    return f"{step:,}" + (f" of {job.steps:,}" if job.steps else f", in {job.budget.seconds:g} s of training")
+
+
+def _origin(name: str, job: JobConfig) -> str:
+    return "not trained here" if not job.trains else "from nothing" if name in BUILT else "fine-tuned"
 
 
 def has_head(job: JobConfig) -> bool:

@@ -91,7 +91,8 @@ class SentenceTask:
         for stage, source in (("tune", job.data.tune), ("confirm", job.data.confirm)):
             if source:
                 yield from self._judge.check(source, stage)
-        yield from repeats(job, train)
+        if job.trains:
+            yield from repeats(job, train)
 
     def _lacking(self) -> Iterator[str]:
         """Warn of rows that have fewer hard negatives than are drawn."""

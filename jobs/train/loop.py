@@ -92,6 +92,25 @@ class Training(Resumable):
         self.records.flush()
         return self._news()
 
+    def _clock(self, seconds: float) -> float:
+        """Return the seconds of training as all ranks take them: rank 0's, where they are the budget."""
+        if not self.budget.timed:
+            return seconds
+        return agree([int(seconds * 1e9)], self.group, what="time")[0][0] / 1e9
+
+    def _is_saved(self, evaluated: bool) -> bool:
+        """Return whether this step is checkpointed. With a budget in seconds every evaluation is, and the step after
+        it, or pruning would wait (see `_news`)."""
+        due = self.budget.timed and (evaluated or self.step == self._judged + 1)
+        return due or self.step % self.job.execution.checkpoint_every == 0
+
+    def _settings(self) -> dict[str, float]:
+        temperature = self.model.temperature()
+        return {
+            "train/learning_rate": optim.rate_of(self.optimizer),
+            "train/temperature": float(temperature.detach()) if isinstance(temperature, Tensor) else temperature,
+        } | optim.counts(self.optimizer)
+
     def _optimize(self, step: int) -> StepResult:
         job, rows = self.job, self.batches.rows(step)
         result = self._gradients(step, rows, self.batches.spans(rows, step), clip=job.optimizer.clip)

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor
 
 from jobs import data, models, optim
 from jobs.artifacts import bucket, checkpoint, manifest, rows, trial_dir
@@ -123,18 +122,6 @@ class Resumable:
         self.phase("checkpoint")
         self.writer.wait()
 
-    def _clock(self, seconds: float) -> float:
-        """Return the seconds of training as all ranks take them: rank 0's, where they are the budget."""
-        if not self.budget.timed:
-            return seconds
-        return agree([int(seconds * 1e9)], self.group, what="time")[0][0] / 1e9
-
-    def _is_saved(self, evaluated: bool) -> bool:
-        """Return whether this step is checkpointed. With a budget in seconds every evaluation is, and the step after
-        it, or pruning would wait (see `_news`)."""
-        due = self.budget.timed and (evaluated or self.step == self._judged + 1)
-        return due or self.step % self.job.execution.checkpoint_every == 0
-
     def _news(self) -> list[trial_dir.Point]:
         """Return the points that were not reported yet. With a budget in seconds, only those that the checkpoint before
         the newest has passed, so that the newest may be damaged: a training that is continued before points that it has
@@ -186,8 +173,9 @@ class Resumable:
             before = origin.look(job, self.expected) if self.expected else None
             self.task = data.task_of(job)
             self.tokenizer = self.task.tokenizer
-            self.examples = self.task.examples()
-            self.batches = Batches(self.examples, job, rank=self.rank, world=self.world)
+            if job.trains:
+                self.examples = self.task.examples()
+                self.batches = Batches(self.examples, job, rank=self.rank, world=self.world)
             self.evaluation = self.task.judged()
             self.row_ids = self.task.row_ids(self.evaluation) if job.stage == "confirm" else None
             self.model = models.build(job, tokenizer=self.tokenizer, inputs=self.task.inputs(), device=self.device)
@@ -195,13 +183,8 @@ class Resumable:
         if before is not None:
             origin.refuse_change(before, loaded)
         self.provenance = loaded.digests
-        self.loss = JobLoss(job, {"embedding_width": self.model.out_width, "data_rows": len(self.examples)})
-        self.guide = None if job.guide is None else Guide(job, device=self.device)
-        self.model.take_loss(self.loss.module, normalised=self.loss.normalised, momentum=self.loss.momentum)
-        models.refuse_what_parts_of_a_batch_change(self.model, job, world=self.world)
-        self.masking = mlm.masking(job, self.tokenizer)
-        self.optimizer = optim.build(self.model, job.optimizer)
-        self.transform = optim.GradientTransform(self.model, job.optimizer, seed=job.seed)
+        if job.trains:
+            self._prepare_training()
         self.average = WeightAverage(self.model, job.optimizer, batch=job.batch.size)
         self.initial = {
             "init": models.initial_hash(self.model),
@@ -209,6 +192,17 @@ class Resumable:
         }
         self._verified = not job.execution.verify
         self.meter = usage.Meter(self.device)
+
+    def _prepare_training(self) -> None:
+        """Make what only those need that train."""
+        job = self.job
+        self.loss = JobLoss(job, {"embedding_width": self.model.out_width, "data_rows": len(self.examples)})
+        self.guide = None if job.guide is None else Guide(job, device=self.device)
+        self.model.take_loss(self.loss.module, normalised=self.loss.normalised, momentum=self.loss.momentum)
+        models.refuse_what_parts_of_a_batch_change(self.model, job, world=self.world)
+        self.masking = mlm.masking(job, self.tokenizer)
+        self.optimizer = optim.build(self.model, job.optimizer)
+        self.transform = optim.GradientTransform(self.model, job.optimizer, seed=job.seed)
 
     def _resume(self) -> None:
         """Continue after the newest sound checkpoint, or begin with an evaluation of the untrained model."""
@@ -223,8 +217,11 @@ class Resumable:
             return
         if newest is None:
             self.records.restore(until=-1)
-            self.untrained = self._measure(final=True)
+            trains = self.job.trains
+            self.untrained = self._measure(final=True, outcomes=None if trains else self._outcomes)
             self._record(self.untrained)
+            if not trains:
+                self._end("diverged" if evaluate.diverged(self.untrained) else "ok", "judged without training")
             return
         trial_dir.refuse_other_reading(newest.extra.get(trial_dir.READING), self.reading)
         self.step, self.seconds = newest.step, newest.extra["seconds"]
@@ -273,7 +270,7 @@ class Resumable:
             "samples_per_second": samples / self.seconds if self.seconds else 0.0,
             "peak_memory_mb": max(peak for (peak,) in peaks) / 2**20,
         }
-        self._record(optim.counts(self.optimizer))
+        self._record(optim.counts(self.optimizer) if self.job.trains else {})
         measured = self.records.latest()
         # Of a job that had ended before, and whose result was lost, no step is trained again: they are in its points.
         costs |= {key: measured[key] for key in costs if key in measured}
@@ -311,31 +308,24 @@ class Resumable:
         self.writer.wait()
         self.records.flush()
         if self.rank == 0:
-            self._hand_over(self._snapshot() if outcome == "ok" else None, result, kept)
+            self._hand_over(self._snapshot() if outcome == "ok" and self.job.trains else None, result, kept)
         else:
             self.writer.submit(partial(self.storage.publish, f"log.rank{self.rank}.txt"))
         self.settle()
         self.result = result
 
     def _hard_negatives(self) -> int:
-        return self.examples.hard_negatives * self.job.negatives_group
+        return self.examples.hard_negatives * self.job.negatives_group if self.job.trains else 0
 
     def _hashes(self) -> dict[str, str]:
         """Hash what paired trials must have in common: the rows, the order of the first epoch, the first weights, and
         the encoder's first weights by themselves, which arms with different heads share."""
-        order = _first_epoch(self.job, self.batches, len(self.examples))
+        order = _first_epoch(self.job, self.batches, len(self.examples)).tobytes() if self.job.trains else b""
         return {
             "data": data.fingerprint(self.job),
-            "order": hashlib.sha256(order.tobytes()).hexdigest(),
+            "order": hashlib.sha256(order).hexdigest(),
             **self.initial,
         }
-
-    def _settings(self) -> dict[str, float]:
-        temperature = self.model.temperature()
-        return {
-            "train/learning_rate": optim.rate_of(self.optimizer),
-            "train/temperature": float(temperature.detach()) if isinstance(temperature, Tensor) else temperature,
-        } | optim.counts(self.optimizer)
 
     def _usage(self) -> dict[str, float]:
         return usage.points(agree(self.meter.look(), self.group, what="usage"))

@@ -23,6 +23,7 @@ from orchestrator.preflight.estimate.history import confirmed_within_reach
 from orchestrator.sweep import Sweep
 from orchestrator.sweep import plan as planning
 from orchestrator.sweep.plan import Plan
+from orchestrator.sweep.plan.warnings import is_seedless
 
 if TYPE_CHECKING:
     from orchestrator.preflight.estimate import Estimate
@@ -141,7 +142,7 @@ def power(plan: Plan, spreads: Spreads, estimate: Estimate | None = None) -> lis
     from orchestrator.statistics.power import detectable, seeds_to_find
 
     metric, seeds = plan.sweep.metric, len(plan.units)
-    if not plan.tested:
+    if not plan.tested or is_seedless(plan.arms):
         return []
     tests = planning.family_of(plan.sweep, len(plan.tested))
     alpha, found = levels(tests, max(metric.smallest_differences)).difference, []

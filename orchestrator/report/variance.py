@@ -34,11 +34,12 @@ def parts_of(
     smallest_difference: float,
     files: RowFiles | None,
     units: Iterable[tuple[int, ...]] = (),
+    seedless: Sequence[tuple[str, str]] = (),
 ) -> list[VarianceParts]:
     """Find where the uncertainty of each comparison comes from. trials: label of an arm -> its confirm trials. metric:
     the first, which is the trials' own. smallest_difference: the largest of all metrics. files: what they have kept row
     by row; None where that is not asked for. units: the seeds of each pair, where it is of several and bears the name
-    of the first."""
+    of the first. seedless: pairs of arms in which nothing differs between seeds."""
     level = level_of(compared, smallest_difference)
     judges = {name: _Judge(name, is_first=name == metric) for name in {result.metric or metric for result in compared}}
     rows_of = {} if files is None else {name: _Rows(files, judge) for name, judge in judges.items()}
@@ -52,7 +53,9 @@ def parts_of(
             a, b = ([of_arm[arm][seed] for seed in seeds] for arm in (result.a, result.b))
             name = result.metric or metric
             known = rows_of[name].variance(a, b) if rows_of else None
-            parts = of_rows.parts([pair.difference for pair in result.pairs], known, level)
+            apart = [pair.difference for pair in result.pairs]
+            is_seedless = (result.a, result.b) in seedless
+            parts = (of_rows.parts_of_one if is_seedless else of_rows.parts)(apart, known, level)
             parts = replace(parts, settings=_by_settings(a, b, judges[name]))
         said.append(parts)
     return said

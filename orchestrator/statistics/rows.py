@@ -175,6 +175,24 @@ def parts(differences: ArrayLike, rows: RowVariance | None, level: float) -> Var
     )
 
 
+def parts_of_one(differences: ArrayLike, rows: RowVariance | None, level: float) -> VarianceParts:
+    """Say the same of a difference that no seed changes, [1]: all of its uncertainty is that of the rows."""
+    x = vector(differences)
+    if len(x) != 1 or rows is None:
+        return VarianceParts()
+    quantile, mean = float(special.stdtrit(rows.units - 1, (1 + level) / 2)), float(x[0])
+    half, then = (quantile * math.sqrt(own.variance) for own in (rows, rows.of_more(MORE_ROWS)))
+    return VarianceParts(
+        seeds=0.0,
+        rows=rows.variance,
+        judged_rows=rows.rows,
+        groups=rows.groups,
+        interval=(mean - half, mean + half),
+        rows_leave_it_open=abs(mean) <= half,
+        next_1000_rows=half - then,
+    )
+
+
 def between(values: Sequence[float], labels: Sequence[Hashable]) -> float | None:
     """Compute how much of the variance of a mean is due to its labels, such as tuned settings: the variance component
     of a one-way layout, by mean squares, of seeds that share a label. None where each has its own, or all have one, and

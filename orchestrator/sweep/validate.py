@@ -114,7 +114,7 @@ def contradictions(sweep: Sweep) -> list[ConfigIssue]:
     return [
         *repeated_issues(sweep),
         *_arm_issues(sweep, arms),
-        *_seed_issues(sweep),
+        *_seed_issues(sweep, is_seedless=all(arm.config(stage="confirm", seed=0).is_seedless for arm in arms)),
         *_swap_issues(sweep),
         *_metric_issues(sweep, arms),
         *_resource_issues(sweep, arms),
@@ -179,7 +179,7 @@ def _arm_issues(sweep: Sweep, arms: list[Arm]) -> Iterable[ConfigIssue]:
             yield ConfigIssue("compare", repr(arm.label), f"is the same trial as arm {same!r}; remove one of the two")
 
 
-def _seed_issues(sweep: Sweep) -> Iterable[ConfigIssue]:
+def _seed_issues(sweep: Sweep, *, is_seedless: bool) -> Iterable[ConfigIssue]:
     tuned = set(sweep.tune.seed_list) if sweep.tune else set()
     given = {"tune.seeds": sweep.tune.seed_list if sweep.tune else [], "confirm.seeds": sweep.confirm.seeds}
     for key, seeds in given.items():
@@ -205,7 +205,16 @@ def _seed_issues(sweep: Sweep) -> Iterable[ConfigIssue]:
         yield from _look_issues(seeds.looks)
     if sweep.tune and sweep.tune.repeats > 1:
         yield from _repeat_issues(sweep.tune.repeats, seeds)
-    if isinstance(seeds, list | int) and (len(seeds) if isinstance(seeds, list) else seeds) < 2:
+    count = len(seeds) if isinstance(seeds, list) else seeds
+    if is_seedless and count != 1:
+        yield ConfigIssue(
+            "confirm.seeds",
+            repr(seeds.looks if isinstance(seeds, SeedLooks) else seeds),
+            "nothing differs between seeds, as nothing is trained and every encoder is a folder: copies of one number "
+            "are no test; set confirm.seeds = 1, and the report says what other rows might have shown. For seeds, give "
+            "encoders that were trained with them",
+        )
+    if not is_seedless and isinstance(count, int) and count < 2:
         yield ConfigIssue("confirm.seeds", repr(seeds), "an interval needs two seeds or more; 'enough' chooses")
 
 

@@ -174,7 +174,7 @@ def may_change(attempts: Sequence[Attempt], key: str) -> bool:
 def _checkpoints(facts: Facts) -> Iterator[Finding]:
     for trial, record in facts.folders:
         where = facts.within(f"trials/{trial.id}/checkpoints")
-        needed = trial.came_to.step if trial.outcome == "ok" else None
+        needed = (trial.came_to.step or None) if trial.outcome == "ok" else None  # what did not train has none
         for checkpoint in record["checkpoints"]:
             if checkpoint["fault"] is not None:
                 yield Finding(

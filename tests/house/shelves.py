@@ -92,7 +92,7 @@ SHELVES = {
     "orchestrator/sweep": "plan > load search > components validate > labels limits "
     "overrides shape space > model > values",
     "orchestrator/sweep/model": "metric",
-    "orchestrator/sweep/plan": "summary swaps trials warnings > seeds",
+    "orchestrator/sweep/plan": "examined summary swaps trials warnings > seeds",
     "orchestrator/sweep/search": "sampling",
     "orchestrator/sweep/space": "grid multiples > conditions",
     "orchestrator/system": "scratch > exit_codes > addresses terminal > display masking process threads versions",

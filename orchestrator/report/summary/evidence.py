@@ -75,6 +75,7 @@ def summarize(ledger: Ledger, rows: RowFiles | None = None) -> Summary:
         smallest_difference=largest,
         files=rows,
         units=planned.units,
+        seedless=pairs.seedless(confirm.trials, planned.contrasts),
     )
     summary = Summary(
         question=run.sweep["question"],
@@ -112,7 +113,7 @@ def summarize(ledger: Ledger, rows: RowFiles | None = None) -> Summary:
         else (),
     )
     which = None
-    if not all(result.same_objective for result in compared):
+    if not pairs.seedless(confirm.trials, planned.contrasts) and not all(result.same_objective for result in compared):
         fallen = [arm for result in compared for arm in result.diverged_arms]
         units = confirming.by_unit(planned, judged.values, judged.diverged)
         which = best.which(
@@ -199,6 +200,8 @@ def _exploratory(
     is_open = summary.looks is not None and not summary.looks.ended  # what a look is about to judge is not shown
     if is_open or (not more and all(trial.seed in plan.confirm_seeds for trial in confirm)):
         return None
+    alike = pairs.seedless(kept.trials, plan.contrasts)
+    seeds = {pair: own[:1] if pair in alike else own for pair, own in seeds.items()}
     found = statistics.compare_by(
         {measure: kept.by(measure.name) for measure in measures},
         plan.contrasts,
@@ -266,13 +269,14 @@ def _compared(
 ) -> list[statistics.Comparison]:
     """Judge the planned contrasts. never: arms without a confirm trial, as no setting trained."""
     units = confirming.by_unit(plan, confirm.values, confirm.diverged)
+    alike = pairs.seedless(confirm.trials, plan.contrasts)
     return statistics.compare_by(
         {
             measure: confirming.by_unit(plan, confirm.by(measure.name), confirm.diverged).values
             for measure in _measures(run)
         },
         plan.contrasts,
-        seeds=units.names,
+        seeds={pair: units.names[:1] if pair in alike else units.names for pair in plan.contrasts},
         divergence=statistics.Divergence(units.diverged, never, units.of_seeds),
         same_objective=_one_objective(run, plan, confirm),
         pending=pending,

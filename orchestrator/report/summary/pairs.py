@@ -5,7 +5,7 @@ That a pair is one is checked by hash and never assumed: see `hashes` in a trial
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 from pydantic import JsonValue
@@ -120,6 +120,26 @@ def one_objective(of_arm: Mapping[str, Sequence[Trial]], sweep: SweepTable, a: s
     planned = {arm["label"]: arm.get("job") for arm in sweep["plan"]["arms"]}
     left, right = planned[a], planned[b]
     return left is not None and right is not None and objective(left) == objective(right)
+
+
+def seedless(of_arm: Mapping[str, Sequence[Trial]], contrasts: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """List the contrasts between arms that do not train and whose seeds have all come to one number: copies of it are
+    no test."""
+    alike = {
+        arm
+        for arm, trials in of_arm.items()
+        if trials and not any(_trains(trial.job) for trial in trials) and len(_ended(trials)) <= 1
+    }
+    return [pair for pair in contrasts if alike >= set(pair)]
+
+
+def _trains(job: JsonObject) -> bool:
+    budget = job.get("budget")
+    return not isinstance(budget, Mapping) or budget.get("samples") != 0
+
+
+def _ended(trials: Sequence[Trial]) -> set[float]:
+    return {trial.metric for trial in trials if trial.metric is not None}
 
 
 def without_seed(job: JsonObject) -> str:

@@ -333,7 +333,7 @@ class Arm:
     @cached_property
     def objective(self) -> str:
         """What the arm optimises, as text: its job except for how it is computed."""
-        return canonical(self._untuned.model_dump(mode="json", exclude={"execution"}))
+        return canonical(self._untuned.model_dump(mode="json", exclude=self._untuned.idle_sections))
 
     def config(self, *, stage: str, seed: int, settings: Settings | None = None) -> JobConfig:
         """Build the job of one trial of this arm. Raises pydantic's ValidationError."""

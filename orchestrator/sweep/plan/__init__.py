@@ -7,8 +7,6 @@ imports no torch, ray, optuna or mlflow.
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +19,7 @@ from jobs.config import JobConfig, canonical, trial_id
 from jobs.config.identity import FORMER, counted_from, with_former
 from orchestrator.sweep import Arm, Sweep, arms_of, flatten, merged, search
 from orchestrator.sweep.model import Space
+from orchestrator.sweep.plan.examined import examined_of, jobs_of
 from orchestrator.sweep.plan.seeds import (
     REPEATS_AS_UNITS,
     Basis,
@@ -320,43 +319,6 @@ def stored(sweep: Mapping[str, Any], rules: int) -> Plan:
         apart=kept.get("apart", False),
         basis=kept.get("seeds_by", Basis(rule="given", n=len(kept["confirm_seeds"]))),
     )
-
-
-def jobs_of(plan: Plan) -> list[JobConfig]:
-    """Build the job of every arm and stage, as it stands before anything is tuned."""
-    stages = ["tune", "confirm"] if plan.sweep.tune else ["confirm"]
-    return [arm.config(stage=stage, seed=0) for arm in plan.arms for stage in stages]
-
-
-def examined_of(plan: Plan) -> list[JobConfig]:
-    """Build jobs that stand for all that a plan may train, as far as rows and encoder are concerned: those of
-    `jobs_of`, with the ends of what their arms are tuned over."""
-    stages = ["tune", "confirm"] if plan.sweep.tune else ["confirm"]
-    return [
-        arm.config(stage=stage, seed=0, settings=ends)
-        for arm in plan.arms
-        for ends in _ends(plan, arm)
-        for stage in stages
-    ]
-
-
-def _ends(plan: Plan, arm: Arm) -> list[dict[str, JsonValue]]:
-    """Choose settings of an arm that stand for all, in the keys that decide what is read."""
-    space = plan.sweep.tune.space if plan.sweep.tune else {}
-    named = ("model.name", "model.pooling", "model.dropout", "loss.guide")
-    deciding = [key for key in space if key.startswith("data.") or key in named]
-    keys = {key: space[key] for chosen in deciding for key in (chosen, *conditions.above(space, chosen))}
-    ends = {key: own.ends for key, own in keys.items()}
-    names = ends.get("model.name", [None])
-    most = max(16 // len(names), 6)  # for each encoder, so that none is left out
-    combinations = []
-    for settings in itertools.chain.from_iterable(
-        conditions.some_combinations(keys, arm.values, ends | {"model.name": [name]}, most=most) for name in names
-    ):
-        with contextlib.suppress(ValidationError):  # it may be a job with other settings of what else is tuned
-            arm.config(stage="confirm", seed=0, settings=settings)
-            combinations.append(settings)
-    return combinations or [{}]
 
 
 def _is_asked(a: Arm, b: Arm, shared: Mapping[str, str] | None) -> bool:

@@ -21,7 +21,12 @@ def warnings(
     notes, seeds = [*sweep.notes], repeats if repeats >= REPEATS_AS_UNITS else basis["n"]
     reachable = power.smallest_p(seeds)
     level = levels(family_of(sweep, contrasts), max(sweep.metric.smallest_differences)).difference
-    if contrasts and reachable > level:
+    if is_seedless(arms):
+        notes.append(
+            "nothing differs between seeds, as nothing is trained: there is no test, and the report says what other "
+            "rows might have shown"
+        )
+    elif contrasts and reachable > level:
         notes.append(
             f"{seeds} confirm seeds cannot reach p <= {level:g} (smallest: {reachable:.3g}); "
             f"use confirm.seeds = {power.UNKNOWN}, or 'enough'"
@@ -64,6 +69,11 @@ def warnings(
     if any(job.data.tune == job.data.confirm for job in jobs) and sweep.tune:
         notes.append("data.tune and data.confirm are the same rows: the verdict favours what was tuned on them")
     return notes
+
+
+def is_seedless(arms: Sequence[Arm]) -> bool:
+    """Return whether nothing in any arm differs between seeds, as far as that is known before it runs."""
+    return all(arm.config(stage="confirm", seed=0).is_seedless for arm in arms)
 
 
 def own_loop(task: str) -> str:

@@ -1,0 +1,56 @@
+"""The jobs of a plan that stand for all others, where rows and encoders are looked at before anything runs."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue, ValidationError
+
+from jobs.config import JobConfig
+from orchestrator.sweep.model import Arm
+from orchestrator.sweep.space import conditions
+
+if TYPE_CHECKING:
+    from orchestrator.sweep.plan import Plan
+
+
+def jobs_of(plan: Plan) -> list[JobConfig]:
+    """Build the job of every arm and stage, as it stands before anything is tuned."""
+    stages = ["tune", "confirm"] if plan.sweep.tune else ["confirm"]
+    return [arm.config(stage=stage, seed=0) for arm in plan.arms for stage in stages]
+
+
+def examined_of(plan: Plan) -> list[JobConfig]:
+    """Build jobs that stand for all that a plan may train, as far as rows and encoder are concerned: those of
+    `jobs_of`, with the ends of what their arms are tuned over."""
+    stages = ["tune", "confirm"] if plan.sweep.tune else ["confirm"]
+    return [
+        arm.config(stage=stage, seed=0, settings=ends)
+        for arm in plan.arms
+        for ends in _ends(plan, arm)
+        for stage in stages
+    ]
+
+
+def _ends(plan: Plan, arm: Arm) -> list[dict[str, JsonValue]]:
+    """Choose settings of an arm that stand for all, in the keys that decide what is read."""
+    space = plan.sweep.tune.space if plan.sweep.tune else {}
+    deciding = [
+        key
+        for key in space
+        if key.startswith("data.") or key in ("model.name", "model.pooling", "model.dropout", "loss.guide")
+    ]
+    keys = {key: space[key] for chosen in deciding for key in (chosen, *conditions.above(space, chosen))}
+    ends = {key: own.ends for key, own in keys.items()}
+    names = ends.get("model.name", [None])
+    most = max(16 // len(names), 6)  # for each encoder, so that none is left out
+    combinations = []
+    for settings in itertools.chain.from_iterable(
+        conditions.some_combinations(keys, arm.values, ends | {"model.name": [name]}, most=most) for name in names
+    ):
+        with contextlib.suppress(ValidationError):  # it may be a job with other settings of what else is tuned
+            arm.config(stage="confirm", seed=0, settings=settings)
+            combinations.append(settings)
+    return combinations or [{}]
