@@ -13,8 +13,7 @@ import sys
 from typing import Any, TypedDict
 
 from jobs.config import components
-from jobs.config.components import KINDS, METRIC, Kind
-from jobs.config.sections import MEASURED
+from jobs.config.components import KINDS, Kind
 
 SOURCE = re.compile(r"arXiv:\d{4}\.\d{4,5}|kexue \d+|doi:\S+[\w)]")
 """What a docstring names a publication by."""
@@ -57,8 +56,7 @@ def _component(kind: Kind, name: str) -> Component:
     component = components.load(kind.name, name)
     module = importlib.import_module(components.module_of(kind.name, name))
     description = inspect.cleandoc(module.__doc__ or "")
-    is_plain = kind == METRIC and name in MEASURED  # tasks call it with what they have
-    schema = {} if is_plain else components.options_model(kind.name, component).model_json_schema()
+    schema = components.options_model(kind.name, component).model_json_schema()
     return {
         "kind": kind.name,
         "name": name,

@@ -121,7 +121,7 @@ AFTER = Kind(
 )  # fmt: skip
 METRIC = Kind(
     "metric", "evaluate.metrics", "evaluate.metric_options", "metrics/builtin", "mylab.metrics:recall",
-    (protocols.ImageMetric, protocols.SentenceMetric),
+    (protocols.ImageMetric, protocols.SentenceMetric, protocols.RankingMetric, protocols.EmbeddingsMetric),
 )  # fmt: skip
 
 KINDS = {
@@ -199,8 +199,9 @@ def measures(judge: str, given: Mapping[str, Any]) -> tuple[str, ...]:
     names: list[str] = []
     for name in literal_of("judge", judge, "MEASURES"):
         plain, _, option = name.removesuffix("}").partition("{")
-        values = given.get(option, literal_of("judge", judge, option.upper())) if option else [""]
-        names += [f"{plain}{value}" for value in values]
+        own = given.get(option)  # what is wrong with it, its check says
+        usual = literal_of("judge", judge, option.upper()) if option else [""]
+        names += [f"{plain}{value}" for value in (own if isinstance(own, list | tuple) else usual)]
     return tuple(names)
 
 

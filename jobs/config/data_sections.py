@@ -28,9 +28,10 @@ class Data(Section):
     encoded files, raw pixels, or paths of files. None: by the names usual in the field. Of a file that has other
     columns too, only these are read."""
 
-    judged_columns: Annotated[tuple[str, str, str], Field(strict=False)] | None = None
-    """Columns of `tune` and `confirm` in a sentence job: the two sentences of a pair, and its score. None: by the names
-    usual in the field, such as sentence1, sentence2 and score or label."""
+    judged_columns: Annotated[tuple[str, ...], Field(min_length=2, max_length=3, strict=False)] | None = None
+    """Columns of `tune` and `confirm` in a sentence job: the two sentences of a pair, and its score; or what another
+    judge reads, such as a text and its label. None: by the names usual in the field, such as sentence1, sentence2 and
+    score or label."""
 
     hard_negatives: int | None = Field(None, ge=0)
     """Hard negatives of each pair of sentences, drawn in each step out of all that its row has in the third and further
@@ -68,7 +69,7 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _different_columns(self) -> Data:
-        if self.judged_columns is not None and len(set(self.judged_columns)) < 3:
+        if self.judged_columns is not None and len(set(self.judged_columns)) < len(self.judged_columns):
             raise ValueError(
                 f"judged_columns = {list(self.judged_columns)} names a column twice; give [LEFT, RIGHT, SCORE], for "
                 "example ['sentence1', 'sentence2', 'score']"

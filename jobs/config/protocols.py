@@ -220,9 +220,39 @@ class SentenceMetric(Protocol):
     """A metric of pairs of embeddings with scores."""
 
     def __call__(
-        self, *, left: Tensor, right: Tensor, scores: NDArray[np.generic], settings: object
+        self,
+        *,
+        left: Tensor,
+        right: Tensor,
+        scores: NDArray[np.generic],
+        halves: NDArray[np.int64],
+        settings: object,
     ) -> float | ArrayLike | ByRow:
-        """Give a number, or one for each pair, or `by_row` of columns [n]. left, right [n, D]; scores [n]."""
+        """Give a number, or one for each pair, or `by_row` of columns [n]. left, right [n, D]; scores [n], which
+        translations have none of; halves [n], 0 or 1 by a hash of the row's id, for what is chosen on other rows."""
+
+
+class RankingMetric(Protocol):
+    """A metric of what a search finds for each query."""
+
+    def __call__(
+        self,
+        *,
+        gains: NDArray[np.float64],
+        ideal: NDArray[np.float64],
+        relevant: NDArray[np.int64],
+        settings: object,
+    ) -> float | ArrayLike | ByRow:
+        """Give a number, or one for each query, or `by_row` of columns [Q]. gains [Q, K]: what people gave the K
+        documents that are found, best first, 0 where they said nothing; ideal [Q, K], the highest that they gave for
+        the query; relevant [Q], how many documents they gave more than 0."""
+
+
+class EmbeddingsMetric(Protocol):
+    """A metric of embeddings by themselves."""
+
+    def __call__(self, *, embeddings: Tensor, settings: object) -> float | ByRow:
+        """Give a number. embeddings [n, D]: of all rows that judge, of pairs the left ones before the right ones."""
 
 
 class EncodeRows(Protocol):

@@ -132,6 +132,12 @@ class RowIds:
         groups = None if self.groups is None else [self.groups[row] for row in at]
         return RowIds([self.ids[row] for row in at], groups)
 
+    @cached_property
+    def halves(self) -> NDArray[np.int64]:
+        """Which of two halves each row is in, [n], 0 or 1: by a hash of its id, groups whole. What is chosen on the one
+        is tried on the other."""
+        return self.blocks(2)
+
     def blocks(self, most: int = BLOCKS) -> NDArray[np.int64]:
         """Split the rows into at most so many parts of about one size, [n], from 0. Groups stay whole. Which part a
         row falls into is a hash of its id, so it is the same in every trial and not a matter of the rows' order."""

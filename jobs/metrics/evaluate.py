@@ -1,43 +1,35 @@
 """How good is an encoder: metrics of frozen embeddings, never of the training loss.
 
-Images: accuracy of a kNN classifier and of a linear probe. Sentences: Spearman's rank correlation with people's scores.
-Both: alignment and uniformity (Wang and Isola 2020, arXiv:2005.10242). All are functions of the embeddings alone, taken
-in evaluation mode and without dropout. Rows are encoded in the same batches whichever rank does it, so the numbers are
-bit for bit the same for any number of ranks.
+Which of them is a judge's to say (jobs/metrics/judges). All are functions of the embeddings alone, taken in evaluation
+mode and without dropout. Rows are encoded in the same batches whichever rank does it, so the numbers are bit for bit
+the same for any number of ranks.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
-from jobs.config import JobConfig, components
+from jobs.config import Evaluate, JobConfig, components
 from jobs.config.components import metric_name
 from jobs.config.sections import MEASURED
 from jobs.core.collectives import gather_rows, rank_of, world_of
-from jobs.core.outcomes import Outcomes, by_row, mean_of, numbers, outcomes_of
+from jobs.core.outcomes import Outcomes, numbers, outcomes_of
 from jobs.data.tasks import Task, task_of
-from jobs.metrics.builtin.alignment import alignment as alignment_of
-from jobs.metrics.builtin.knn_accuracy import knn_classify
-from jobs.metrics.builtin.probe_accuracy import probe_accuracy
-from jobs.metrics.builtin.spearman import spearman
-from jobs.metrics.builtin.uniformity import uniformity, uniformity_without
 from jobs.metrics.judged import judge
 from jobs.models import ContrastiveModel, Reading
 from jobs.models.pretrained.tokenizer import Tokenizer
-
-COSINE_DIGITS = 12
-"""Decimals of a cosine by which pairs are ranked: fp64 has 16, and the sum over the features takes some."""
 
 
 @dataclass(frozen=True)
@@ -109,25 +101,59 @@ def evaluate(
     return numbers(metrics)
 
 
-def further_metrics(
-    job: JobConfig, known: Mapping[str, Outcomes], **embedded: Tensor | NDArray[np.generic]
+def measured(
+    job: JobConfig, names: Sequence[str], rows: int, **embedded: Tensor | NDArray[np.generic]
 ) -> dict[str, Outcomes]:
-    """Compute the user's own metrics, by the name after the colon; none where the embeddings are not finite.
+    """Compute the built-in metrics of these names, and those that the job asks for: the user's own by the name after
+    the colon, before a built-in one of the same name.
 
-    Raises ValueError for a metric that gives neither a number, nor a number for each row, nor what `by_row` makes.
+    rows: how many have an outcome. embedded: what metrics may ask for by name. All named ones are nan if an embedding
+    is not finite. Raises ValueError for a metric that gives neither a number, nor a number for each row, nor what
+    `by_row` makes, and for a built-in one that asks for what is not there.
     """
-    if diverged(numbers(known)):
-        return {}
+    plain = of_names(names, rows, settings=job.evaluate, **embedded)
+    return plain if diverged(numbers(plain)) else plain | further_metrics(job, rows, **embedded)
+
+
+def of_names(
+    names: Sequence[str], rows: int, *, settings: Evaluate, **embedded: Tensor | NDArray[np.generic]
+) -> dict[str, Outcomes]:
+    """Compute built-in metrics without options; a metric that is not defined for these rows is left out."""
+    if not all(bool(torch.isfinite(own).all()) for own in embedded.values() if isinstance(own, Tensor)):
+        return dict.fromkeys(names, Outcomes(math.nan))
     metrics: dict[str, Outcomes] = {}
-    rows = len(embedded["queries"] if "queries" in embedded else embedded["left"])
+    for name in names:
+        outcome = components.called("metric", name, {})(settings=settings, **embedded)
+        metrics |= _defined(**{name: None if outcome is None else outcomes_of(outcome, rows, source=name)})
+    return metrics
+
+
+def further_metrics(job: JobConfig, rows: int, **embedded: Tensor | NDArray[np.generic]) -> dict[str, Outcomes]:
+    """Compute the metrics that the job asks for; see `measured`."""
+    metrics: dict[str, Outcomes] = {}
     for path in job.evaluate.metrics:
         name = metric_name(path)
-        if path in MEASURED:
+        given = job.evaluate.metric_options.get(name, {})
+        if path in MEASURED and not given:
             continue
-        measure = components.called("metric", path, job.evaluate.metric_options.get(name, {}))
+        measure = components.called("metric", path, given)
+        if not components.is_import_path(path):
+            _refuse_what_is_not_there(path, {*embedded, *given, "settings"})
         outcome = measure(settings=job.evaluate, **embedded)
-        metrics |= _defined(**{name: outcomes_of(outcome, rows, source=f"evaluate.metrics: {path}")})
+        read = None if outcome is None else outcomes_of(outcome, rows, source=f"evaluate.metrics: {path}")
+        metrics |= _defined(**{name: read})
     return metrics
+
+
+def _refuse_what_is_not_there(name: str, there: set[str]) -> None:
+    """Raise ValueError where a built-in metric needs what the judge does not give."""
+    signature = inspect.signature(cast("Callable[..., object]", components.load("metric", name)))
+    needed = [key for key, own in signature.parameters.items() if own.default is own.empty and key not in there]
+    if needed:
+        raise ValueError(
+            f"evaluate.metrics: {name} is computed of {', '.join(needed)}, which this judge does not give; leave it "
+            "out, or name another judge in evaluate.judge"
+        )
 
 
 def diverged(metrics: Mapping[str, float]) -> bool:
@@ -147,64 +173,32 @@ def image_metrics(
 ) -> dict[str, Outcomes]:
     """Compute knn_accuracy, alignment, uniformity and, if asked for, probe_accuracy of embeddings [R, D] and [Q, D].
 
-    Alignment is that of queries with the same label, a positive pair that no arm's augmentation defines; it is left out
-    where no two queries share a label, and uniformity where there is one query.
+    Alignment is left out where no two queries share a label, and uniformity where there is one query.
     """
-    known, wanted = np.asarray(reference_labels), np.asarray(query_labels)
-    keys = ["knn_accuracy", *(["probe_accuracy"] if probe else []), "alignment", "uniformity"]
-    if not (torch.isfinite(references).all() and torch.isfinite(queries).all()):
-        return dict.fromkeys(keys, Outcomes(float("nan")))
-    unit = F.normalize(queries, dim=-1)
-    guessed = knn_classify(F.normalize(references, dim=-1), known, unit, neighbours=neighbours)
-    metrics = {"knn_accuracy": mean_of(np.asarray(guessed == wanted))}
-    if probe:
-        metrics["probe_accuracy"] = mean_of(probe_accuracy(references, known, queries, wanted))
-
-    def without(blocks: NDArray[np.int64]) -> list[float]:
-        kept = [blocks != block for block in range(int(blocks.max()) + 1)]
-        aligned = (alignment_of(unit[torch.from_numpy(rows)], wanted[rows]) for rows in kept)
-        return [math.nan if value is None else value for value in aligned]
-
-    return metrics | _defined(
-        alignment=_of_pairs(alignment_of(unit, wanted), without),
-        uniformity=_of_pairs(uniformity(unit), lambda blocks: uniformity_without(unit, blocks)),
+    names = ["knn_accuracy", *(["probe_accuracy"] if probe else []), "alignment", "uniformity"]
+    return of_names(
+        names,
+        len(queries),
+        settings=Evaluate(neighbours=neighbours),
+        references=references,
+        reference_labels=np.asarray(reference_labels),
+        queries=queries,
+        query_labels=np.asarray(query_labels),
+        embeddings=queries,
     )
 
 
 def sentence_metrics(left: Tensor, right: Tensor, score: ArrayLike) -> dict[str, Outcomes]:
-    """Compute spearman, alignment and uniformity of sentence pairs: embeddings [n, D] each, and the pairs' scores [n].
-
-    Alignment is that of pairs with at least four fifths of the highest score, 4 on the usual scale of 0 to 5; where no
-    score is above 0, of those in the top fifth of the scores' range.
-    """
-    wanted = np.asarray(score, dtype=np.float64)
-    if not (torch.isfinite(left).all() and torch.isfinite(right).all()):
-        return dict.fromkeys(["spearman", "alignment", "uniformity"], Outcomes(float("nan")))
-    left, right = F.normalize(left.double(), dim=-1), F.normalize(right.double(), dim=-1)
-    highest = wanted.max()
-    # A little less, as the bound is rounded: 0.8 * 3 is above 2.4.
-    least = 0.8 * highest * (1 - 1e-12) if highest > 0 else highest - 0.2 * (highest - wanted.min())
-    close = torch.from_numpy(wanted >= least)
-    apart = (left - right)[close].square().sum(-1)
-    of_rows = np.full(len(wanted), math.nan)
-    of_rows[close.numpy()] = apart.numpy()
-    both = torch.cat([left, right])
-    # Of an encoder that has collapsed all cosines are 1, and what rounding leaves of them has no rank.
-    measured = (left * right).sum(-1).numpy().round(COSINE_DIGITS)
-    return {
-        "spearman": by_row(spearman, measured=measured, wanted=wanted),
-        **_defined(
-            alignment=Outcomes(float(apart.mean()), {"": of_rows}),
-            uniformity=_of_pairs(
-                uniformity(both), lambda blocks: uniformity_without(both, np.concatenate([blocks, blocks]))
-            ),
-        ),
-    }
-
-
-def _of_pairs(value: float | None, without: Callable[[NDArray[np.int64]], list[float]]) -> Outcomes | None:
-    """Return a metric over pairs of rows, which has nothing to say of a single row."""
-    return None if value is None else Outcomes(value, without=without)
+    """Compute spearman, alignment and uniformity of pairs: embeddings [n, D] each, and their scores [n]."""
+    return of_names(
+        ["spearman", "alignment", "uniformity"],
+        len(left),
+        settings=Evaluate(),
+        left=left,
+        right=right,
+        scores=np.asarray(score, dtype=np.float64),
+        embeddings=torch.cat([left, right]).double(),
+    )
 
 
 def _defined(**metrics: Outcomes | None) -> dict[str, Outcomes]:

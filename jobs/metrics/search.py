@@ -33,13 +33,15 @@ def top_k(
     tile: int = TILE,
     ids: Sequence[str] | Sequence[int] | None = None,
     excluded: Tensor | None = None,
+    single: bool = False,
     group: Group = None,
 ) -> tuple[Tensor, Tensor]:
     """Find the k rows of the corpus [m, D] whose product with each query [n, D] is highest; unit rows give cosines.
 
     ids: of the corpus, [m]; of equal scores the lower id comes first. None: the earlier row. excluded: int64 [e, 2],
-    a query and a row of the corpus that is not found for it. group: every rank has all rows, and searches for a share
-    of the queries.
+    a query and a row of the corpus that is not found for it. single: scores are rounded to single precision before they
+    are compared, as trec_eval does, so that what differs by less is a tie. group: every rank has all rows, and searches
+    for a share of the queries.
 
     Returns (scores float64, rows int64), both [n, min(k, m)] and best first, the same on every rank; -inf and -1 where
     a query has fewer rows that are not excluded. Raises ValueError for rows of other widths or that are not finite.
@@ -61,7 +63,8 @@ def top_k(
         best, places = asked.new_empty(len(asked), 0), order.new_empty(len(asked), 0)
         for first in range(0, len(corpus), tile):
             known = _in_steps(corpus[order[first : first + tile]], scales[1])
-            near = barred.without(asked @ known.T, low, first)
+            near = asked @ known.T
+            near = barred.without(near.float().double() if single else near, low, first)
             here = torch.arange(first, first + len(known), device=order.device).expand(len(asked), -1)
             best, places = _highest(torch.cat([best, near], 1), torch.cat([places, here], 1), width)
         by_score = best.sort(dim=1, descending=True, stable=True)
@@ -69,6 +72,29 @@ def top_k(
         scores.append(by_score.values * (scales[0] * scales[1]))
         rows.append(found.masked_fill(by_score.values == -math.inf, -1))
     return gather_rows(torch.cat(scores), counts, group), gather_rows(torch.cat(rows), counts, group)
+
+
+def places(queries: Tensor, corpus: Tensor, *, tile: int = TILE, group: Group = None) -> Tensor:
+    """Find at which place among all rows of the corpus, from 1, row i comes for query i: int64 [n]. queries, corpus
+    [n, D]; of equal scores the earlier row comes first. The same on every rank, and for every tile."""
+    _refuse(queries, corpus, 1)
+    scales = _scale(queries), _scale(corpus)
+    rank, world = rank_of(group), world_of(group)
+    bounds = [len(queries) * other // world for other in range(world + 1)]
+    counts = [high - low for low, high in itertools.pairwise(bounds)]
+    found = [torch.empty(0, dtype=torch.int64, device=corpus.device)]
+    for low in range(bounds[rank], bounds[rank + 1], tile):
+        high = min(low + tile, bounds[rank + 1])
+        asked = _in_steps(queries[low:high], scales[0])
+        own = (asked * _in_steps(corpus[low:high], scales[1])).sum(1, keepdim=True)
+        rows = torch.arange(low, high, device=corpus.device)[:, None]
+        before = torch.zeros(len(asked), dtype=torch.int64, device=corpus.device)
+        for first in range(0, len(corpus), tile):
+            near = asked @ _in_steps(corpus[first : first + tile], scales[1]).T
+            here = torch.arange(first, first + near.shape[1], device=corpus.device)
+            before += ((near > own) | ((near == own) & (here < rows))).sum(1)
+        found.append(1 + before)
+    return gather_rows(torch.cat(found), counts, group)
 
 
 def _refuse(queries: Tensor, corpus: Tensor, k: int) -> None:

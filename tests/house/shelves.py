@@ -32,9 +32,10 @@ SHELVES = {
     "jobs/data/images/augmentations": TABLE,
     "jobs/data/samplers": TABLE,
     "jobs/data/tasks": "judging",
-    "jobs/data/sentences": "scored > beside cells duplicates > augmented > tokens > pools > texts > "
+    "jobs/data/sentences": "judged retrieval > scored > beside cells duplicates > augmented > tokens > pools > texts > "
     "columns > augmentations",
     "jobs/data/sentences/augmentations": TABLE,
+    "jobs/data/sentences/retrieval": "files",
     "jobs/export": "image_module > __main__ card folder > embed",
     "jobs/losses": "named > generic > tiled > agreement stream > masks > tiles > builtin > spec",
     "jobs/losses/builtin": TABLE,
@@ -45,6 +46,9 @@ SHELVES = {
     "jobs/metrics": "judges > evaluate > builtin judged > after search",
     "jobs/metrics/after": TABLE,
     "jobs/metrics/builtin": TABLE,
+    "jobs/metrics/builtin/isotropy": TABLE,
+    "jobs/metrics/builtin/pairs": TABLE,
+    "jobs/metrics/builtin/ranking": TABLE,
     "jobs/metrics/judges": TABLE,
     "jobs/models": "model > encoders fitness > reading > transformer > modeling_resnet pretrained > dropout errors mlm "
     "poolings resnet",

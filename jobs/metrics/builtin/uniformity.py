@@ -1,11 +1,14 @@
-"""Uniformity of embeddings on the sphere, Wang and Isola 2020 (arXiv:2005.10242)."""
+"""Uniformity of embeddings on the sphere, Wang and Isola 2020 (arXiv:2005.10242). Lower is more uniform."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+
+from jobs.core.outcomes import Outcomes
 
 UNIFORMITY_ROWS = 5000
 """Uniformity compares all pairs of at most so many rows, evenly spaced."""
@@ -13,7 +16,17 @@ UNIFORMITY_ROWS = 5000
 ROWS_AT_ONCE = 1024
 
 
-def uniformity(unit: Tensor) -> float | None:
+def uniformity(embeddings: Tensor) -> Outcomes | None:
+    """Compute it of embeddings [n, D], of any length; and without blocks of rows, each of which has its k-th part of
+    the embeddings where there are k times as many of these. None for a single one."""
+    unit = F.normalize(embeddings, dim=-1)
+    value = over_pairs(unit)
+    if value is None:
+        return None
+    return Outcomes(value, without=lambda blocks: over_pairs_without(unit, np.tile(blocks, len(unit) // len(blocks))))
+
+
+def over_pairs(unit: Tensor) -> float | None:
     """Compute the log of the mean over pairs of distinct rows of exp(-2 |x - y|^2); unit [n, D]. Lower is more uniform.
     None for a single row."""
     if len(unit) < 2:
@@ -25,12 +38,12 @@ def uniformity(unit: Tensor) -> float | None:
     return float(np.log(total / (n * (n - 1))))
 
 
-def uniformity_without(unit: Tensor, blocks: NDArray[np.int64]) -> list[float]:
+def over_pairs_without(unit: Tensor, blocks: NDArray[np.int64]) -> list[float]:
     """Compute uniformity without each block of rows. blocks [n]: of each row, from 0."""
     chosen = _compared(len(unit))
     unit, block = unit[chosen], torch.from_numpy(blocks)[chosen]
     count = int(blocks.max()) + 1
-    member = torch.nn.functional.one_hot(block, count).double()
+    member = F.one_hot(block, count).double()
     sums = torch.zeros(count, count, dtype=torch.float64)
     for start in range(0, len(unit), ROWS_AT_ONCE):
         near = _near(unit, start).double()

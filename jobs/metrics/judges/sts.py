@@ -15,7 +15,10 @@ from jobs.data.tasks.judging import EncodeTexts
 
 TASKS = ("sentence",)
 
-MEASURES = ("spearman", "alignment", "uniformity")
+COLUMNS = ("LEFT", "RIGHT", "SCORE")
+
+MEASURES = ("spearman", "pearson", "alignment", "uniformity", "largest_eigenvalue_share", "random_pair_cosine")
+"""The last two at the first and the last evaluation."""
 
 
 class Sts:
@@ -40,15 +43,24 @@ class Sts:
         """Name the pairs."""
         return row_ids(rows.rows)
 
-    def evaluate(self, encode: EncodeTexts, rows: SentenceEvaluation, *, final: bool) -> dict[str, Outcomes]:  # noqa: ARG002
-        """Measure spearman, alignment, uniformity, and the metrics of the user's own."""
-        from jobs.metrics.evaluate import further_metrics, sentence_metrics
+    def evaluate(self, encode: EncodeTexts, rows: SentenceEvaluation, *, final: bool) -> dict[str, Outcomes]:
+        """Measure how cosines go with scores, how embeddings spread, and what the job asks for."""
+        import torch
 
-        embedded = encode([*rows.left, *rows.right])
-        left, right = embedded[: len(rows.left)], embedded[len(rows.left) :]
-        metrics = sentence_metrics(left, right, rows.score)
-        scores = np.asarray(rows.score, dtype=np.float64)
-        return metrics | further_metrics(self._job, metrics, left=left, right=right, scores=scores)
+        from jobs.metrics.evaluate import measured
+
+        both = encode([*rows.left, *rows.right])
+        left, right = both[: len(rows.left)], both[len(rows.left) :]
+        return measured(
+            self._job,
+            MEASURES if final else MEASURES[:-2],
+            len(left),
+            left=left,
+            right=right,
+            scores=np.asarray(rows.score, dtype=np.float64),
+            halves=self.row_ids(rows).halves,
+            embeddings=both.to(torch.float64),
+        )
 
     def check(self, source: str, stage: str) -> Iterator[str]:  # noqa: ARG002
         """Warn of texts that look odd."""

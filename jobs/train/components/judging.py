@@ -39,12 +39,17 @@ def try_metric(job: JobConfig) -> Iterator[Issue]:
 
     draw = torch.Generator().manual_seed(0)
     left, right = (torch.randn(2 * FEW, 16, generator=draw) for _ in range(2))
-    labels = np.arange(2 * FEW) % 2
-    embedded: dict[str, Any] = {"left": left, "right": right, "scores": np.linspace(0, 5, 2 * FEW)}
-    if job.task == "image":
-        embedded = {"references": left, "reference_labels": labels, "queries": right, "query_labels": labels}
+    labels, gains = np.arange(2 * FEW) % 2, np.arange(4.0 * FEW * FEW).reshape(2 * FEW, -1) % 3
+    of_judge: dict[str, dict[str, Any]] = {
+        "classes": {"references": left, "reference_labels": labels, "queries": right, "query_labels": labels},
+        "retrieval": {"gains": gains, "ideal": -np.sort(-gains), "relevant": (gains > 0).sum(1)},
+        "bitext": {"left": left, "right": right, "halves": labels},
+        "pairs": {"left": left, "right": right, "scores": labels.astype(float), "halves": labels},
+        "sts": {"left": left, "right": right, "scores": np.linspace(0, 5, 2 * FEW), "halves": labels},
+    }
+    embedded = of_judge[job.judge] | {"embeddings": right}
     blocks = np.arange(2 * FEW) % FEW
-    for outcome in further_metrics(job, {}, **embedded).values():
+    for outcome in further_metrics(job, 2 * FEW, **embedded).values():
         if outcome.without is not None:  # as it is computed once more when a training has ended
             outcome.without(blocks)
     yield from ()

@@ -10,7 +10,10 @@ from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_seri
 from jobs.config import Section
 from jobs.config.after_sections import without_dims
 
-LOWER_IS_BETTER = ("uniformity", "alignment", "loss", "train/loss", "train/infonce")
+LOWER_IS_BETTER = (
+    *("uniformity", "alignment", "largest_eigenvalue_share", "random_pair_cosine"),
+    *("loss", "train/loss", "train/infonce"),
+)
 """Metrics of which less is better. Of every other one, more is."""
 
 
@@ -18,8 +21,8 @@ class OneMetric(Section):
     """A metric: its name, which way is better, and what of it is worth having."""
 
     name: str
-    """What an evaluation measures: knn_accuracy or probe_accuracy of images, spearman of sentences, alignment or
-    uniformity of either."""
+    """What the judge measures: knn_accuracy or probe_accuracy of images, spearman of sentences, ndcg_at_10 of
+    retrieval, alignment or uniformity of any."""
 
     mode: Literal["max", "min"] = "max"
     """Which way is better. Follows the metric unless given."""

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jobs.artifacts import rows
 from jobs.artifacts.storage import Folder
 from jobs.core.outcomes import Outcomes, RowIds, by_row, mean_of
-from jobs.metrics.builtin.spearman import spearman
+from jobs.metrics.builtin.spearman import rank_correlation as spearman
 
 
 def encoded(**kept: tuple[RowIds, Outcomes]) -> bytes:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from jobs import models
 from jobs.config import JobConfig, components
+from jobs.config.components import measures
 from jobs.config.user_code import HERE
 from jobs.data import tokenizer_for
 from jobs.data.tasks import task_of
@@ -214,10 +215,8 @@ def test_it_is_fitted_to_data_train_and_never_to_what_is_judged() -> None:
         pairs = [(i, j) for i in range(len(made)) for j in range(i) if labels[i] == labels[j]]
         expected = np.mean([((made[i] - made[j]) ** 2).sum() for i, j in pairs])
         assert seen[name] == pytest.approx(expected, rel=1e-7)
-    assert [*seen] == [
-        *("knn_accuracy", "probe_accuracy", "alignment", "uniformity"),
-        *("knn_accuracy_at_2", "probe_accuracy_at_2", "alignment_at_2", "uniformity_at_2"),
-    ]
+    names = measures("classes", {})
+    assert [*seen] == [*names, *(f"{name}_at_2" for name in names)]
 
 
 def test_a_turn_leaves_an_evaluation_as_it_is_without() -> None:

@@ -7,20 +7,33 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch.distributed as dist
+from judges import beir
 from pydantic import ValidationError
+from ranks import SpawnRanks
 
-from jobs import data
+from jobs import data, models
 from jobs.config import ConfigError, JobConfig, components
+from jobs.core.outcomes import Outcomes
 from jobs.data.tasks.judging import judge_of
+from jobs.metrics.evaluate import evaluate
 from jobs.train import Training
 from jobs.train.components import examined
 from orchestrator import sweep as sweeps
 
-CASES: dict[str, list[dict[str, Any]]] = {"sts": [{}], "classes": [{}]}
+CASES: dict[str, list[dict[str, Any]]] = {
+    "sts": [{}],
+    "classes": [{}, {"references": "more.csv"}],
+    "pairs": [{}],
+    "bitext": [{}],
+    "retrieval": [{}, {"ndcg_at": [3], "recall_at": [2], "skip_same_id": False, "tile": 2}],
+}
 """Options to be tried, by judge."""
 
 if without := sorted({*components.builtin_names("judge")} - {*CASES}):
@@ -125,12 +138,12 @@ evaluate = {{ judge = "intentlab:Intents" }}
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
-        ({"evaluate": {"judge": "st"}}, "'classes', 'sts' or an import path such as 'mylab.judges:Reranking'"),
+        ({"evaluate": {"judge": "st"}}, "'retrieval', 'sts' or an import path such as 'mylab.judges:Reranking'"),
         ({"evaluate": {"judge": "sts"}}, "is for task = 'sentence'; with task = 'image' use 'classes'"),
         ({"evaluate": {"judge": "a:B", "metrics": ["a:c"]}}, "are for built-in judges; let evaluate.. of a:B"),
         (
             {"task": "a:Own", "model": {"name": "vit"}, "evaluate": {"judge": "classes"}},
-            "let evaluate.. of a:Own judge",
+            "let evaluate.. of a:Own do it",
         ),
     ],
 )
@@ -149,4 +162,86 @@ def test_a_job_has_the_judge_of_its_task_and_its_id_of_ever(tmp_path: Path) -> N
     assert (plain.judge, sentences(tmp_path, "x").judge) == ("classes", "sts")
     assert plain.id != named.id
     assert [len(judge_of(job).read("digits[99:150]").query_labels) for job in (plain, named)] == [51, 51]
-    assert components.measures("classes", {}) == ("knn_accuracy", "probe_accuracy", "alignment", "uniformity")
+    options = {"recall_at": [5], "map_at": []}
+    assert components.measures("retrieval", options)[:3] == ("ndcg_at_10", "mrr_at_10", "recall_at_5")
+
+
+# All of them
+
+
+def judged_source(judge: str, folder: Path, count: int = 24) -> str:
+    """A source that the judge reads, made of the words of the training data."""
+    texts = [f"the {WORDS[at % 8]} thing number {at}" for at in range(count)]
+    others = [f"the {WORDS[at * 5 % 8]} one, {at // 2}" for at in range(count)]
+    if judge == "retrieval":
+        return str(beir(folder / "corpus"))
+    if judge == "classes":
+        rows = ["text,label", *(f"{text},{WORDS[at % 3]}" for at, text in enumerate(texts))]
+        (folder / "more.csv").write_text("\n".join([rows[0], *(row.replace("number", "of") for row in rows[1:])]))
+    elif judge == "bitext":
+        rows = ["source,target", *(f"{a},{b.replace(',', '')} {a[-2:]}" for a, b in zip(texts, others, strict=True))]
+    else:
+        scale = 2 if judge == "pairs" else 6
+        rows = ["sentence1,sentence2,score"]
+        rows += [f'{a},"{b}",{at % scale}' for at, (a, b) in enumerate(zip(texts, others, strict=True))]
+    path = folder / f"{judge}.csv"
+    path.write_text("\n".join(rows))
+    return str(path)
+
+
+def measured_by(jobs: list[JobConfig], group: Any = None) -> list[dict[str, float]]:
+    """All metrics of untrained encoders, and what they say of rows."""
+    found = []
+    for config in jobs:
+        task = data.task_of(config)
+        model = models.build(config, tokenizer=task.tokenizer, inputs=task.inputs())
+        outcomes: dict[str, Outcomes] = {}
+        judged = task.judged()
+        numbers = evaluate(model, judged, job=config, task=task, group=group, final=True, outcomes=outcomes)
+        sums = {
+            f"{name} {key}": float(np.nansum(own)) for name, one in outcomes.items() for key, own in one.columns.items()
+        }
+        assert {len(own) for one in outcomes.values() for own in one.columns.values()} == {len(task.row_ids(judged))}
+        found.append(numbers | sums)
+    return found
+
+
+def measured_on_rank(jobs: list[JobConfig], _rank: int) -> list[dict[str, float]]:
+    return measured_by(jobs, dist.group.WORLD)
+
+
+def every_case(folder: Path) -> list[JobConfig]:
+    jobs = []
+    for judge, cases in CASES.items():
+        source = judged_source(judge, folder)
+        for options in cases:
+            own = options | ({"references": str(folder / "more.csv")} if "references" in options else {})
+            evaluation = {"judge": judge, "judge_options": own, "batch": 5, "neighbours": 3}
+            jobs.append(sentences(folder, source, evaluate=evaluation))
+    return jobs
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[JobConfig], list[dict[str, float]]]:
+    jobs = every_case(tmp_path_factory.mktemp("judged"))
+    return jobs, measured_by(jobs)
+
+
+def test_every_judge_measures_what_it_says(cases: tuple[list[JobConfig], list[dict[str, float]]]) -> None:
+    """And nothing else, so that a sweep's metric is known before it runs; its data are checked without a word."""
+    for config, found in zip(*cases, strict=True):
+        named = {*components.measures(config.judge, config.evaluate.judge_options)}
+        assert {name for name in found if " " not in name} == named, config.judge
+        assert data.check(config) is not None
+        digests = data.digests(config)
+        assert len(digests) == 2
+        assert data.digests(config, digests) == digests
+
+
+@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.soak), 3])
+def test_numbers_do_not_depend_on_ranks(
+    cases: tuple[list[JobConfig], list[dict[str, float]]], spawn_ranks: SpawnRanks, world: int
+) -> None:
+    """Bit for bit."""
+    jobs, alone = cases
+    assert spawn_ranks(world, partial(measured_on_rank, jobs), timeout_s=200) == [alone] * world

@@ -25,7 +25,7 @@ from jobs.artifacts import bucket as in_bucket
 from jobs.artifacts import rows
 from jobs.config import JobConfig
 from jobs.core.outcomes import RowIds
-from jobs.metrics.builtin.spearman import spearman
+from jobs.metrics.builtin.spearman import rank_correlation as spearman
 from jobs.train import Training
 from jobs.train.components import examined
 

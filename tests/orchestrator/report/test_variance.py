@@ -19,7 +19,7 @@ from test_session import done, opened, play
 
 from jobs.artifacts import rows
 from jobs.core.outcomes import Outcomes, RowIds, by_row, mean_of
-from jobs.metrics.builtin.spearman import spearman
+from jobs.metrics.builtin.spearman import rank_correlation as spearman
 from orchestrator import report
 from orchestrator.cli import main
 from orchestrator.ledger import Trial

@@ -1,0 +1,17 @@
+"""Mean cosine of random pairs, Ethayarajh 2019 (arXiv:1909.00512): 0 where embeddings point everywhere alike, near 1 in
+a narrow cone. Lower is more isotropic. It is the mean over all pairs of distinct rows, so that no draw is in it."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def random_pair_cosine(embeddings: Tensor) -> float | None:
+    """Compute the mean cosine of two distinct rows of embeddings [n, D]. None of a single row."""
+    count = len(embeddings)
+    if count < 2:
+        return None
+    rows = F.normalize(embeddings.double(), dim=-1)
+    # The sum over all ordered pairs is the square of the sum, without the rows with themselves.
+    return float(rows.sum(0).square().sum() - rows.square().sum()) / (count * (count - 1))
