@@ -90,6 +90,7 @@ def _few(seeds: int, alpha: float, contrasts: int) -> tuple[Floats, Callable[[Fl
     return noise, critical
 
 
+@lru_cache(maxsize=64)
 def detectable(seeds: int, alpha: float, contrasts: int = 1) -> float:
     """Find the effect that so many seeds find with a power of 0.8 in one of so many contrasts, at the family's level;
     inf where they cannot reach the level at all."""

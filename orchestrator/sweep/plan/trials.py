@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 from pydantic import JsonValue
 
@@ -43,7 +44,7 @@ class Planned:
         whole: dict[str, JsonValue] = self.job.model_dump(mode="json")
         return whole if self.rules > 1 else first_version(whole, default_values(JobConfig))
 
-    @property
+    @cached_property
     def id(self) -> str:
         """The trial's id."""
         of_job = trial_id(self.record, rules=self.rules, defaults=self.defaults, code=self.code)
