@@ -27,7 +27,9 @@ from jobs.config.sections import MEASURED
 from jobs.core.collectives import gather_rows, rank_of, world_of
 from jobs.core.outcomes import Outcomes, numbers, outcomes_of
 from jobs.data.tasks import Task, task_of
+from jobs.data.tasks.judging import Encode
 from jobs.metrics.judged import judge
+from jobs.metrics.kept import Kept, identity_of
 from jobs.models import ContrastiveModel, Reading
 from jobs.models.pretrained.tokenizer import Tokenizer
 
@@ -93,7 +95,9 @@ def evaluate(
     the model has `diverged`. A metric that is not defined for these rows is left out. outcomes: filled with the same
     metrics, and what they say of each row.
     """
-    encode = Encoder(model, job.evaluate.batch, job.evaluate.head, group, device)
+    encode: Encode = Encoder(model, job.evaluate.batch, job.evaluate.head, group, device)
+    if not job.trains:  # other settings are judged on the same embeddings
+        encode = Kept(encode, identity_of(model, job, reading=model.reading.record, device=device))
     with _evaluation_mode(model), threadpool_limits(limits=job.execution.threads):
         metrics = judge(task or task_of(job, tokenizer), encode, judged, job=job, final=final)
     if outcomes is not None:

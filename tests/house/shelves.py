@@ -43,7 +43,7 @@ SHELVES = {
     "jobs/losses/builtin/weighted": TABLE,
     "jobs/losses/builtin/with_state": TABLE,
     "jobs/losses/builtin/without_negatives": TABLE,
-    "jobs/metrics": "judges > evaluate > builtin judged > after search",
+    "jobs/metrics": "judges > evaluate > builtin kept > judged > after search",
     "jobs/metrics/after": TABLE,
     "jobs/metrics/builtin": TABLE,
     "jobs/metrics/builtin/isotropy": TABLE,
