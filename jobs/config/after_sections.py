@@ -1,13 +1,14 @@
-"""The keys of `evaluate` that say what is done to embeddings before they are judged."""
+"""The keys of `evaluate` that say what is done to embeddings before they are judged, and by whom they are."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from jobs.config.components import AfterName
+from jobs.config.components import AfterName, JudgeName
+from jobs.config.data_sections import SETS, branch
 from jobs.config.section import Options, Section
 
 AT = "_at_"
@@ -16,6 +17,12 @@ AT = "_at_"
 
 DRAWN = ("random_projection",)
 """Built-ins of `after` that are functions of the job's seed."""
+
+Judges: TypeAlias = Annotated[
+    Annotated[JudgeName, Tag("str")] | Annotated[dict[str, JudgeName], Field(min_length=1), Tag(SETS)],
+    Discriminator(branch),
+]
+"""The judge of all rows, or of each set of them, by the set's name."""
 
 
 class AfterTraining(Section):
@@ -60,3 +67,10 @@ def without_dims(metric: str) -> str:
     """Return the name of a metric on all columns: `spearman` of `spearman_at_64`."""
     name, _, columns = metric.rpartition(AT)
     return name if name and columns.isdecimal() else metric
+
+
+def without_set(metric: str) -> str:
+    """Return the name that a metric has where a single set is judged: `spearman` of `stsb/spearman`. What is measured
+    while training keeps its name."""
+    set_name, _, name = metric.partition("/")
+    return name if name and set_name not in ("train", "system") else metric

@@ -205,6 +205,14 @@ def measures(judge: str, given: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def joins(judge: str) -> bool:
+    """Return whether a built-in judge is asked about the rows of several sets together too, as its file says."""
+    try:
+        return bool(literal_of("judge", judge, "JOINS"))
+    except KeyError:
+        return False
+
+
 def checked_name(kind: str, name: str) -> str:
     """Return the name, if it is valid for this kind. Raises an error for pydantic to report."""
     known = builtin_names(kind)

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from collections.abc import Mapping
+from typing import Annotated, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from jobs.config.components import AugmentationName, SamplerName
 from jobs.config.section import Options, Section
+
+SETS = "function-sets"
+"""Branch of a union that is a table by the names of sets; as such it has no place in the key of a fault."""
+
+SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
+
+TAKEN = ("all", "mean", "train", "system")
+"""What stands before the slash of other metrics than those of a set."""
+
+
+def branch(value: object) -> str:
+    """Name the branch of a union that is one value for all sets, or a table by their names."""
+    return SETS if isinstance(value, Mapping) else "str"
+
+
+Judged: TypeAlias = Annotated[
+    Annotated[str, Tag("str")] | Annotated[dict[str, str], Field(min_length=1), Tag(SETS)], Discriminator(branch)
+]
+"""A source of rows that are judged, or several, by the names of the sets."""
 
 
 class Data(Section):
@@ -17,11 +38,12 @@ class Data(Section):
     train: str
     """Rows trained on."""
 
-    tune: str | None = None
-    """Rows the tune stage is judged on."""
+    tune: Judged | None = None
+    """Rows the tune stage is judged on: a source, or a table of several, { stsb = "SOURCE", sick = "SOURCE" }, of which
+    each set is judged, and its metrics are called `stsb/spearman`."""
 
-    confirm: str | None = None
-    """Rows the confirm stage, and so the verdict, is judged on."""
+    confirm: Judged | None = None
+    """Rows the confirm stage, and so the verdict, is judged on: a source, or a table of several."""
 
     columns: Annotated[tuple[str, ...], Field(min_length=1, strict=False)] | None = None
     """Columns of `train`: image and label; or text; or anchor, positive and any number of hard negatives. Images are
@@ -66,6 +88,28 @@ class Data(Section):
     which are the channels where they do not; encoded images are resized to it, and are grey or coloured by its
     channels. None: raw rows are square and grey, nested lists [H, W], [H, W, 1 or 3] or [1 or 3, H, W], encoded images
     of one size, all in colour if any that is trained on has some."""
+
+    @field_validator("tune", "confirm")
+    @classmethod
+    def _sets_have_names(cls, given: Judged | None) -> Judged | None:
+        for name in given if isinstance(given, dict) else ():
+            if SET_NAME.fullmatch(name) is None or name in TAKEN:
+                raise ValueError(
+                    f"{name!r} is no name of a set: letters, digits, _ and -, 40 at most, and none of "
+                    f"{', '.join(TAKEN)}; for example {{ stsb = 'stsb-dev.csv', sick = 'sick.csv' }}"
+                )
+        return given
+
+    def sets(self, stage: str) -> dict[str, str]:
+        """Return the sources that judge a stage, by the names of the sets; a single source has none, and none where
+        the stage has no rows."""
+        given: Judged | None = self.tune if stage == "tune" else self.confirm
+        return dict(given) if isinstance(given, dict) else {} if given is None else {"": given}
+
+    @property
+    def every_source(self) -> list[str]:
+        """List the sources of all rows."""
+        return [self.train, *(source for stage in ("tune", "confirm") for source in self.sets(stage).values())]
 
     @model_validator(mode="after")
     def _different_columns(self) -> Data:

@@ -96,7 +96,7 @@ class JobConfig(Section):
             raise ValueError(
                 f"budget.samples = {self.budget.samples} is less than one batch; give at least batch.size = {size}"
             )
-        if self.eval_split is None:
+        if not self.data.sets(self.stage):
             raise ValueError(f"data.{self.stage} is missing: the {self.stage} stage is judged on those rows")
         if self.model.norm == "batch" and (ranks > 1 or self.has_micro_batches):
             raise ValueError(
@@ -107,6 +107,7 @@ class JobConfig(Section):
         if has_heads and self.model.width % self.model.heads:
             raise ValueError(f"model.heads = {self.model.heads} must divide model.width = {self.model.width}")
         self._refuse_groups_beyond_the_batch()
+        _refuse_sets_that_nobody_judges(self)
         if self.is_own_task:
             self._refuse_what_own_tasks_lack()
         elif not self.is_function:
@@ -114,18 +115,22 @@ class JobConfig(Section):
         if self.task != "sentence" and not self.is_function:
             self._refuse_columns_of_sentences()
             self._refuse_views_of_sentences()
-            for key, value in (
-                ("loss.mlm_weight", self.loss.mlm_weight),
-                ("execution.micro_tokens", self.execution.micro_tokens),
-            ):
-                if value:
-                    raise ValueError(f"{key} = {value} needs tokens, which task = '{self.task}' has none of; remove it")
-            if self.model.pooling in OF_TOKENS:
-                raise ValueError(
-                    f"model.pooling = '{self.model.pooling}' is of tokens, which task = '{self.task}' has none "
-                    "of; use 'mean', 'cls' or 'first_last'"
-                )
+            self._refuse_what_is_of_tokens()
         return self
+
+    def _refuse_what_is_of_tokens(self) -> None:
+        """Raise ValueError for what only tokens have."""
+        for key, value in (
+            ("loss.mlm_weight", self.loss.mlm_weight),
+            ("execution.micro_tokens", self.execution.micro_tokens),
+        ):
+            if value:
+                raise ValueError(f"{key} = {value} needs tokens, which task = '{self.task}' has none of; remove it")
+        if self.model.pooling in OF_TOKENS:
+            raise ValueError(
+                f"model.pooling = '{self.model.pooling}' is of tokens, which task = '{self.task}' has none "
+                "of; use 'mean', 'cls' or 'first_last'"
+            )
 
     def _refuse_groups_beyond_the_batch(self) -> None:
         """Raise ValueError where the batch has no group of pairs that gradients are squared of."""
@@ -202,7 +207,10 @@ class JobConfig(Section):
     def _refuse_what_judges_lack(self) -> None:
         """Raise ValueError for a judge of other rows than the task's, and for what one of the user's own would not
         heed."""
-        judge = self.judge
+        for judge in {alone.judge: None for alone in self.judged_alone().values()}:
+            self._refuse_what_a_judge_lacks(judge)
+
+    def _refuse_what_a_judge_lacks(self, judge: str) -> None:
         if is_import_path(judge):
             if self.evaluate.metrics:
                 raise ValueError(
@@ -235,8 +243,15 @@ class JobConfig(Section):
 
     @property
     def judge(self) -> str:
-        """Name of what judges the job. Raises KeyError for a task of the user's own, which judges itself."""
+        """Name of what judges the job, where one judges all. Raises KeyError for a task of the user's own, which judges
+        itself."""
+        assert not isinstance(self.evaluate.judge, dict), "of several judges, each has a job: judged_alone"
         return self.evaluate.judge or USUAL_JUDGES[self.task]
+
+    def judged_alone(self, stage: str | None = None) -> dict[str, JobConfig]:
+        """Return the job for each set that judges a stage, its own unless given, as if it were judged on that set
+        alone; of a single source the job itself, without a name."""
+        return _judged_alone(self, stage or self.stage)
 
     @property
     def guide(self) -> JobConfig | None:
@@ -273,7 +288,9 @@ class JobConfig(Section):
     def is_seedless(self) -> bool:
         """Whether nothing depends on its seed, as far as its own keys say: it trains nothing, its encoder has files,
         and what is done to embeddings is built in and draws nothing."""
-        code = (self.evaluate.after, self.evaluate.judge, *self.evaluate.metrics)
+        judge = self.evaluate.judge
+        judges = judge.values() if isinstance(judge, dict) else [judge]
+        code = (self.evaluate.after, *judges, *self.evaluate.metrics)
         has_files = self.model.name is not None and self.model.name not in builtin_names("encoder")
         is_own = self.is_function or any(is_import_path(name or "") for name in (self.task, self.model.name, *code))
         return not self.trains and has_files and not is_own and self.evaluate.after not in DRAWN
@@ -290,9 +307,11 @@ class JobConfig(Section):
         return self.execution.micro_tokens is not None or (self.execution.micro or share) < share
 
     @property
-    def eval_split(self) -> str | None:
-        """The source of the rows this stage is judged on."""
-        return self.data.tune if self.stage == "tune" else self.data.confirm
+    def eval_split(self) -> str:
+        """The source of the rows that this stage is judged on, where it is one; of several, all as text, by which
+        they are told from others."""
+        sets = self.data.sets(self.stage)
+        return sets[""] if "" in sets else canonical(sets)
 
     @property
     def negatives_group(self) -> int:
@@ -336,6 +355,49 @@ class JobConfig(Section):
     def id(self) -> str:
         """Twelve hex digits, the same on every machine and Python version."""
         return trial_id(self.model_dump(mode="json"))
+
+
+def _refuse_sets_that_nobody_judges(job: JobConfig) -> None:
+    """Raise ValueError for sets that the task does not know, and for judges that are not of the sets that there
+    are."""
+    sets = {name for stage in ("tune", "confirm") for name in job.data.sets(stage)}
+    if sets - {""} and (job.is_function or job.is_own_task):
+        raise ValueError(
+            f"data.{job.stage} is a table of sets, which task = '{job.task}' does not know; give it one source"
+        )
+    judge, options = job.evaluate.judge, job.evaluate.judge_options
+    if not isinstance(judge, dict):
+        return
+    if set(judge) != sets:
+        there = [name or "one without a name" for name in sorted(sets)]
+        raise ValueError(
+            f"evaluate.judge is a table of {', '.join(judge)}, and the sets of data.tune and data.confirm are "
+            f"{', '.join(there)}; name each of them, or give one judge for all"
+        )
+    if unknown := sorted(options.keys() - sets):
+        raise ValueError(
+            f"evaluate.judge_options.{unknown[0]} is of no set; as evaluate.judge is a table, give the options of "
+            f"each set by its name: {', '.join(judge)}"
+        )
+
+
+def _judged_alone(job: JobConfig, stage: str) -> dict[str, JobConfig]:
+    evaluate = job.evaluate
+    alone: dict[str, JobConfig] = {}
+    for name, source in job.data.sets(stage).items():
+        if not name:
+            alone[name] = job if stage == job.stage else job.model_copy(update={"stage": stage})
+            continue
+        changed: dict[str, object] = {}
+        if isinstance(evaluate.judge, dict):
+            changed = {"judge": evaluate.judge[name], "judge_options": evaluate.judge_options.get(name, {})}
+        parts = {
+            "stage": stage,
+            "data": job.data.model_copy(update={stage: source}),
+            "evaluate": evaluate.model_copy(update=changed),
+        }
+        alone[name] = job.model_copy(update=parts)
+    return alone
 
 
 def trial_id(

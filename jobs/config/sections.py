@@ -11,9 +11,8 @@ from pydantic import (
     model_validator,
 )
 
-from jobs.config.after_sections import AfterTraining
+from jobs.config.after_sections import AfterTraining, Judges
 from jobs.config.components import (
-    JudgeName,
     LossName,
     MetricPath,
     OptimizerName,
@@ -321,13 +320,13 @@ class Evaluate(AfterTraining):
     batch: int = Field(256, gt=0)
     """Rows encoded at once."""
 
-    judge: JudgeName | None = None
+    judge: Judges | None = None
     """What the rows of `data.tune` and `data.confirm` are, and what is asked about them: `sts`, pairs of sentences with
     people's scores; `classes`, rows with labels; or an import path of a class of your own. None: `sts` of sentences,
-    `classes` of images."""
+    `classes` of images. Where these are tables of sets, a table by set's name says it of each."""
 
     judge_options: Options = {}
-    """Arguments of a judge that has some, by name."""
+    """Arguments of a judge that has some, by name; where `judge` is a table, these by set's name."""
 
     metrics: Annotated[tuple[MetricPath, ...], Field(strict=False)] = ()
     """Further metrics, by import path, each known by the name after its colon. Built-in ones are measured anyway."""

@@ -33,6 +33,9 @@ class Outcomes:
     without: Callable[[NDArray[np.int64]], Sequence[float]] | None = None
     """Of a metric that is no mean: what it is without each block of rows, given the block of each row, [n], from 0."""
 
+    ids: RowIds | None = None
+    """Of its rows, where these are others than all that the job is judged on: those of one of several sets."""
+
     def __float__(self) -> float:
         return self.value
 

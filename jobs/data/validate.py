@@ -52,11 +52,14 @@ def check(job: JobConfig) -> list[str]:
             else "has 1 row; contrastive training needs at least two, and one batch: "
             f"give at least batch.size = {job.batch.size} rows"
         )
-    sources = {stage: source for stage, source in (("tune", job.data.tune), ("confirm", job.data.confirm)) if source}
-    judged = {stage: _judged_tables(job, source)[0] for stage, source in sources.items()}
-    for stage, rows in judged.items():
+    judged = {
+        key: _judged_tables(alone, source)[0]
+        for stage in ("tune", "confirm")
+        for key, alone, source in _sets(job, stage)
+    }
+    for key, rows in judged.items():
         if not job.is_own_task and len(rows) < 2:
-            raise rows.fault(f"has 1 row; data.{stage} needs at least two to judge an encoder on")
+            raise rows.fault(f"has 1 row; data.{key} needs at least two to judge an encoder on")
     warnings = [*task_of(job).check()]
     _try_sampler(job)
     warnings += check_model(job)
@@ -128,8 +131,8 @@ def has_single_sentences(job: JobConfig) -> bool:
 def fingerprint(job: JobConfig) -> str:
     """Hash the rows that `job` trains on and is judged on: 32 hex digits, equal for equal rows in whatever files or
     formats."""
-    assert job.eval_split is not None, "JobConfig refuses a job without it"
-    digests = [_digest(job, train_rows(job), is_trained=True), _judged_digest(job, job.eval_split)]
+    judged = [_judged_digest(alone, source) for _, alone, source in _sets(job, job.stage)]
+    digests = [_digest(job, train_rows(job), is_trained=True), *judged]
     return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
 
 
@@ -137,15 +140,13 @@ def fingerprint(job: JobConfig) -> str:
 def dataset_info(job: JobConfig) -> list[dict[str, Json]]:
     """Describe what `job` trains on and is judged on, each as `context` (`training`, `tune` or `confirm`), `source`,
     `rows` and `digest`, 32 hex digits that are equal for equal rows."""
-    assert job.eval_split is not None, "JobConfig refuses a job without it"
-    train, judged = train_rows(job), _judged_tables(job, job.eval_split)[0]
-    both = (
-        ("training", job.data.train, len(train), _digest(job, train, is_trained=True)),
-        (job.stage, job.eval_split, len(judged), _judged_digest(job, job.eval_split)),
-    )
+    train = train_rows(job)
+    every = [("training", job.data.train, len(train), _digest(job, train, is_trained=True))]
+    for _, alone, source in _sets(job, job.stage):
+        every.append((job.stage, source, len(_judged_tables(alone, source)[0]), _judged_digest(alone, source)))
     return [
         {"context": context, "source": source, "rows": rows, "digest": digest[:32]}
-        for context, source, rows, digest in both
+        for context, source, rows, digest in every
     ]
 
 
@@ -159,22 +160,20 @@ def digests(
     known: an earlier answer; a digest of it stands while its files have their size and time. stage_only: without the
     rows that judge the other stage. Raises DataError.
     """
-    uses = {"train": job.data.train, "tune": job.data.tune, "confirm": job.data.confirm}
-    if stage_only:
-        uses = {use: source for use, source in uses.items() if use in ("train", job.stage)}
+    uses = [("train", job, job.data.train)]
+    for stage in (job.stage,) if stage_only else ("tune", "confirm"):
+        uses += _sets(job, stage)
     answer: dict[str, dict[str, Json]] = {}
-    for use, source in uses.items():
-        if source is None:
-            continue
+    for use, alone, source in uses:
         # The rows that judge sentences have columns of their own.
         is_judged = use != "train" and job.task == "sentence"
         named = job.data.judged_columns if is_judged else job.data.columns
         plain = f"data.{use} = {source}"
-        key, files = f"{plain} {json.dumps(named)}" if named else plain, _stamps(job, use, source)
+        key, files = f"{plain} {json.dumps(named)}" if named else plain, _stamps(alone, use, source)
         if use == "train" and job.data.scores is not None:
             key += f" scored by {json.dumps(job.data.scores)}"
-        if use != "train" and job.evaluate.judge is not None:
-            key += f" by {job.evaluate.judge} {json.dumps(job.evaluate.judge_options, sort_keys=True)}"
+        if use != "train" and alone.evaluate.judge is not None:
+            key += f" by {alone.judge} {json.dumps(alone.evaluate.judge_options, sort_keys=True)}"
         if use == "train":
             key += "".join(f" {name} {json.dumps(column)}" for name, column in _grouped_by(job).items())
         if known and key not in known and plain in known and not is_judged:  # named by a version without the columns
@@ -183,14 +182,14 @@ def digests(
         if before is not None and files is not None and before["files"] == files:
             answer[key] = dict(before)
             continue
-        rows = train_rows(job) if use == "train" else _judged_tables(job, source)[0]
-        links = _links(job, rows)
+        rows = train_rows(job) if use == "train" else _judged_tables(alone, source)[0]
+        links = _links(alone, rows)
         if links is not None and files is not None:
             files = None if links.entry is None else [*files, links.entry]
         if before is not None and files is not None and before["files"] == files:
             answer[key] = dict(before)
         else:
-            digest = _digest(job, rows, is_trained=True) if use == "train" else _judged_digest(job, source)
+            digest = _digest(job, rows, is_trained=True) if use == "train" else _judged_digest(alone, source)
             answer[key] = {"source": source, "rows": len(rows), "digest": digest[:32], "files": files}
         if links is not None and not links.is_as_before:
             links.is_as_before.append(functools.partial(_has_digest, rows, str(answer[key]["digest"])))
@@ -227,6 +226,14 @@ def train_rows(job: JobConfig) -> Rows:
     return sentence_rows(job) if job.task == "sentence" else _rows(job, job.data.train)
 
 
+def _sets(job: JobConfig, stage: str) -> list[tuple[str, JobConfig, str]]:
+    """List the sources that judge a stage, each with its key in `data` and the job as if it were judged on it alone."""
+    sources = job.data.sets(stage)
+    return [
+        (f"{stage}.{name}" if name else stage, alone, sources[name]) for name, alone in job.judged_alone(stage).items()
+    ]
+
+
 def _has_judge(job: JobConfig) -> bool:
     """Return whether a judge reads the rows that judge the job, and not its task."""
     return not (job.is_own_task or job.is_function)
@@ -258,11 +265,11 @@ def _overlaps(train: Rows, judged: dict[str, Rows]) -> Iterator[str]:
                 same = file == other or ("://" not in file and os.path.realpath(file) == os.path.realpath(other))
                 shared += max(min(low + taken, start + count) - max(low, start), 0) if same else 0
         if shared:
-            why = (
-                "the verdict is on rows that tuning has seen"
-                if a == "tune"
-                else "the encoder is judged on rows it trained on"
-            )
+            stages = a.partition(".")[0], b.partition(".")[0]
+            why = {
+                ("tune", "confirm"): "the verdict is on rows that tuning has seen",
+                ("train", stages[1]): "the encoder is judged on rows it trained on",
+            }.get(stages, "these rows count twice")
             both = shown(f"data.{a} = {first.source} and data.{b} = {second.source}")
             yield f"{both} share {counted(shared)}: {why}; use slices such as [:1000] and [1000:]"
 

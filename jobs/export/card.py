@@ -114,7 +114,7 @@ def _how(settings: Settings) -> str:
 
 def _without_folders(name: str, job: JobConfig) -> str:
     """Shorten the job's file paths in a name to their last part: an arm may be called after its encoder or its data."""
-    for source in (job.model.name, job.loss.guide, job.data.train, job.data.tune, job.data.confirm):
+    for source in (job.model.name, job.loss.guide, *job.data.every_source):
         if source is not None and Path(source).is_absolute():
             name = name.replace(source, Path(source).name)
     return name

@@ -10,7 +10,7 @@ from jobs.config import JobConfig
 from jobs.core.outcomes import Outcomes, RowIds
 from jobs.data.batches import Inputs
 from jobs.data.images import ImageExamples, image_examples
-from jobs.data.tasks.judging import Encode, Judge, judge_of
+from jobs.data.tasks.judging import Encode, Judge, checks, judge_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +38,7 @@ class ImageTask:
 
     def judged(self) -> object:
         """Read what judges the stage."""
-        return self._judge.read(str(self._job.eval_split))
+        return self._judge.read(self._job.eval_split)
 
     def row_ids(self, judged: object) -> RowIds:
         """Name the rows that judge the stage."""
@@ -63,9 +63,7 @@ class ImageTask:
         """Warn of images that look odd, and of what the judge finds odd."""
         job = self._job
         yield from self.examples().images.check()
-        for stage, source in (("tune", job.data.tune), ("confirm", job.data.confirm)):
-            if source:
-                yield from self._judge.check(source, stage)
+        yield from checks(job)
 
 
 image = ImageTask

@@ -24,7 +24,7 @@ from jobs.data.sentences import (
 from jobs.data.sentences.duplicates import repeats
 from jobs.data.sentences.pools import first_texts
 from jobs.data.sentences.tokens import tokenised
-from jobs.data.tasks.judging import Encode, Judge, judge_of
+from jobs.data.tasks.judging import Encode, Judge, checks, judge_of
 from jobs.models.pretrained.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class SentenceTask:
 
     def judged(self) -> object:
         """Read what judges the stage."""
-        return self._judge.read(str(self._job.eval_split))
+        return self._judge.read(self._job.eval_split)
 
     def row_ids(self, judged: object) -> RowIds:
         """Name the rows that judge the stage."""
@@ -88,9 +88,7 @@ class SentenceTask:
         yield from self._lacking()
         if job.augments_tokens:
             self._try_views()
-        for stage, source in (("tune", job.data.tune), ("confirm", job.data.confirm)):
-            if source:
-                yield from self._judge.check(source, stage)
+        yield from checks(job)
         if job.trains:
             yield from repeats(job, train)
 

@@ -65,7 +65,7 @@ def rows_of(outcomes: Mapping[str, Outcomes], ids: RowIds | None, *, threads: in
     if ids is None:
         return None
     with torch.no_grad(), threadpool_limits(limits=threads):
-        return rows.encode({name: (ids, outcome) for name, outcome in outcomes.items()})
+        return rows.encode({name: (outcome.ids or ids, outcome) for name, outcome in outcomes.items()})
 
 
 def commit(

@@ -76,7 +76,7 @@ class Context:
         self._training = training
         self.rank, self.world = training.rank, training.world
         self.seed, self.stage = training.job.seed, training.job.stage
-        self.data: str = str(training.job.eval_split)
+        self.data: str = training.job.eval_split
         """The source of the rows that this stage is judged on; `config.data.train` is what is trained on, and
         `jobs.data.open_table` reads either."""
         self.checkpoint_dir = checkpoint_dir

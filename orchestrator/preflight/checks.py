@@ -131,7 +131,7 @@ def _there(folder: Path) -> Path:
 def _questions(marker: StorageMarker | None, plan: Plan | None) -> Questions:
     gpus = plan is None or plan.sweep.resources.gpus_per_rank > 0
     jobs = [arm.config(stage="confirm", seed=0).data for arm in plan.arms] if plan else []
-    sources = {source for data in jobs for source in (data.train, data.tune, data.confirm) if source}
+    sources = {source for data in jobs for source in data.every_source}
     return Questions(marker, str(runs.scratch()), tuple(sorted(sources)), gpus=gpus)
 
 

@@ -19,7 +19,7 @@ from typing import TypedDict
 from pydantic import JsonValue, ValidationError
 
 from jobs.config import ConfigIssue, JobConfig, canonical
-from jobs.config.components import KINDS, LOSS, Kind, is_import_path, is_of_batch, is_option, metric_name
+from jobs.config.components import JUDGE, KINDS, LOSS, Kind, is_import_path, is_of_batch, is_option, metric_name
 from jobs.config.user_code import HERE, CodeError, UserCode, collect
 from orchestrator.sweep.model import Arm, Sweep, arms_of
 from orchestrator.sweep.space import conditions
@@ -100,6 +100,9 @@ def _asked(sweep: Sweep, arm: Arm) -> Iterator[str]:
 def asked_of(job: JobConfig) -> Iterator[str]:
     """Yield each component of a job that has code or options of its own, or that not every key is of, as JSON."""
     whole = job.model_dump(mode="json")
+    if isinstance(job.evaluate.judge, dict):
+        for alone in (one for stage in ("tune", "confirm") for one in job.judged_alone(stage).values()):
+            yield from (text for text in asked_of(alone) if json.loads(text)["kind"] == JUDGE.name)
     for kind in KINDS.values():
         for name, options in named(whole, kind):
             if options or is_import_path(name) or (kind is LOSS and is_of_batch(name)):
@@ -107,7 +110,8 @@ def asked_of(job: JobConfig) -> Iterator[str]:
 
 
 def named(job: Mapping[str, JsonValue], kind: Kind) -> Iterator[tuple[str, JsonValue]]:
-    """Yield each name that a job, as plain JSON, has for a kind, with its options: one name, or several for metrics."""
+    """Yield each name that a job, as plain JSON, has for a kind, with its options: one name, or several for metrics.
+    Judges of several sets are named in the job of each."""
     value, options = (_at(job, key) for key in (kind.key, kind.options))
     if isinstance(value, list) and isinstance(options, dict):
         yield from ((name, options.get(metric_name(name), {})) for name in value if isinstance(name, str))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from pydantic import JsonValue, ValidationError
 
 from jobs.config import ConfigIssue, JobConfig, canonical, field_names, issues, nearest
-from jobs.config.after_sections import at_dims, without_dims
-from jobs.config.components import builtin_names, is_class, is_import_path, is_option, measures, metric_name
+from jobs.config.after_sections import at_dims, without_dims, without_set
+from jobs.config.components import builtin_names, is_class, is_import_path, is_option, joins, measures, metric_name
 from jobs.config.job import USUAL_JUDGES
 from orchestrator.sweep.labels import label_issues
 from orchestrator.sweep.limits import (
@@ -293,9 +293,12 @@ def _one_metric_issues(metric: OneMetric, key: str, sweep: Sweep, arms: list[Arm
     if jobs[0].is_function:
         return  # what it reports, only it knows
     own = [metric_name(path) for path in jobs[0].evaluate.metrics]
-    measured = [*itertools.chain.from_iterable(_measured(job) for job in jobs)]
-    known: tuple[str, ...] = (*dict.fromkeys(measured), *own)
-    known = (*known, *at_dims(known, _shared_dims(jobs)))
+    dims = _shared_dims(jobs)
+    measured, in_tune = (
+        [*itertools.chain.from_iterable(_measured(job, own, stage) for job in jobs)] for stage in ("confirm", "tune")
+    )
+    known: tuple[str, ...] = tuple(dict.fromkeys(measured))
+    known = (*known, *at_dims(known, dims))
     if name in TRAINING_METRICS or name == "loss":
         varied = set(sweep.compare) | {key for arm in sweep.arm for key in arm if key != "label"}
         varied |= set(sweep.tune.space) if sweep.tune else set()
@@ -313,6 +316,17 @@ def _one_metric_issues(metric: OneMetric, key: str, sweep: Sweep, arms: list[Arm
     if name not in known:
         expected = f"is not measured in task {task!r}, which knows {', '.join(known)}"
         yield ConfigIssue(f"{key}.name", repr(name), expected + nearest(name, list(known)))
+    elif (
+        sweep.tune
+        and metric is sweep.metric
+        and in_tune
+        and name not in (*in_tune, *at_dims(in_tune, dims), *TRAINING_METRICS, "loss")
+    ):
+        expected = (
+            "is not measured on data.tune, which tuning looks at; it has "
+            f"{', '.join(dict.fromkeys(in_tune))}: give data.tune the sets of data.confirm, or put another metric first"
+        )
+        yield ConfigIssue(f"{key}.name", repr(name), expected)
     if metric.mode != usual_mode(name) and not metric.mode_is_meant:
         way = "lower" if usual_mode(name) == "min" else "higher"
         yield ConfigIssue(
@@ -320,24 +334,38 @@ def _one_metric_issues(metric: OneMetric, key: str, sweep: Sweep, arms: list[Arm
             repr(metric.mode),
             f"{name} is better {way}; leave mode out, or say that this is no mistake: mode_is_meant = true",
         )
-    if without_dims(name) == "probe_accuracy" and not all(
+    if without_dims(without_set(name)) == "probe_accuracy" and not all(
         a.config(stage="confirm", seed=0).evaluate.probe for a in arms
     ):
         yield ConfigIssue(f"{key}.name", repr(name), "needs job.evaluate.probe = true")
 
 
-def _measured(job: JobConfig) -> tuple[str, ...]:
-    """Name what the judge of a job measures; nothing of a task or a judge of the user's own, which alone know."""
-    if job.task not in METRICS or is_import_path(job.judge):
-        return ()
-    return measures(job.judge, job.evaluate.judge_options)
+def _measured(job: JobConfig, further: Sequence[str], stage: str) -> list[str]:
+    """Name what the judges of a job measure in a stage, with the user's own metrics; nothing of a task or a judge of
+    the user's own, which alone know."""
+    of_sets = job.judged_alone(stage) if job.task in METRICS else {}
+    if any(is_import_path(alone.judge) for alone in of_sets.values()):
+        return []
+    own = {name: [*measures(one.judge, one.evaluate.judge_options), *further] for name, one in of_sets.items()}
+    if "" in own or not own:
+        return own.get("", [])
+    names = [f"{name}/{metric}" for name, metrics in own.items() for metric in metrics]
+    if len(own) > 1 and len({canonical([one.judge, one.evaluate.judge_options]) for one in of_sets.values()}) == 1:
+        joins = next(iter(of_sets.values())).judge in JOINING
+        names += [f"{whole}/{metric}" for whole in ("mean", *(["all"] * joins)) for metric in next(iter(own.values()))]
+    return names
+
+
+JOINING = tuple(name for name in builtin_names("judge") if joins(name))
+"""Judges that are asked about the rows of several sets together too."""
 
 
 def _own_judge(job: Mapping[str, JsonValue]) -> str | None:
-    """Return the judge of a job, as it is given, if it is one of the user's own."""
+    """Return the judge of a job, as it is given, if it, or that of a set, is one of the user's own."""
     evaluate = job.get("evaluate")
     judge = evaluate.get("judge") if isinstance(evaluate, dict) else None
-    return judge if isinstance(judge, str) and is_import_path(judge) else None
+    of_sets = judge.values() if isinstance(judge, dict) else [judge]
+    return next((own for own in of_sets if isinstance(own, str) and is_import_path(own)), None)
 
 
 def _shared_dims(jobs: list[JobConfig]) -> list[int]:

@@ -22,7 +22,7 @@ its own file alone. They may use one another."""
 SHELVES = {
     "jobs": "workers > train > export > tasks > metrics > data > artifacts losses models optim > core > config",
     "jobs/artifacts": "audit > bucket checkpoint rows > trial_dir > objects storage > manifest",
-    "jobs/config": "catalogue job > identity > sections > after_sections data_sections > section > "
+    "jobs/config": "catalogue job > identity > sections > after_sections > data_sections > section > "
     "components validation > json_values protocols user_code",
     "jobs/core": "failures > collectives device ids outcomes paths plain provenance randomness usage",
     "jobs/data": "__main__ > validate > tasks > images sentences > sources > resolve > formats > "
@@ -31,7 +31,7 @@ SHELVES = {
     "jobs/data/images": "pixels > encoded > links > arrays > augmentations decoding finding layout mistaken survey",
     "jobs/data/images/augmentations": TABLE,
     "jobs/data/samplers": TABLE,
-    "jobs/data/tasks": "judging",
+    "jobs/data/tasks": "judging > sets",
     "jobs/data/sentences": "judged retrieval > scored > beside cells duplicates > augmented > tokens > pools > texts > "
     "columns > augmentations",
     "jobs/data/sentences/augmentations": TABLE,

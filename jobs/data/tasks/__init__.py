@@ -108,7 +108,7 @@ class OwnTask:
 
     def judged(self) -> object:
         """Read what its stage is judged on."""
-        return self._rows(str(self._job.eval_split))
+        return self._rows(self._job.eval_split)
 
     def row_ids(self, judged: object) -> RowIds:
         """Name the rows by `id` and `group` of a table or a mapping, where it has them; else by position."""
@@ -139,7 +139,9 @@ class OwnTask:
                 )
             _refuse_views_of_other_rows(OwnExamples(job, self._parts, rows), job)
             self._try_encoder()
-            for source in filter(None, dict.fromkeys((job.data.tune, job.data.confirm))):
+            for source in dict.fromkeys(
+                source for stage in ("tune", "confirm") for source in job.data.sets(stage).values()
+            ):
                 judged = self._rows(source)
                 if count(judged) < 2:
                     raise DataError(f"{name} makes {count(judged)} rows of it; two are judged at least", file=source)

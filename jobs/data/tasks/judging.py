@@ -16,6 +16,7 @@ from jobs.config import JobConfig, components, protocols
 from jobs.core.outcomes import Outcomes, RowIds, outcomes_of
 from jobs.data.faults import DataError
 from jobs.data.sources import GROUP, ID, Rows, exactly, ids_in, read
+from jobs.data.tasks.sets import Sets
 from jobs.models.reading import Reading, reading
 
 if TYPE_CHECKING:
@@ -84,7 +85,10 @@ class Judge(Protocol):
 
 
 def judge_of(job: JobConfig) -> Judge:
-    """Load the judge of a job. Raises ComponentError for what is no judge."""
+    """Load the judge of a job, that of all its sets where it is judged on several. Raises ComponentError for what is no
+    judge."""
+    if "" not in job.data.sets(job.stage):
+        return Sets(job, {name: judge_of(alone) for name, alone in job.judged_alone().items()})
     component = components.load("judge", job.judge)
     if components.is_import_path(job.judge):
         return OwnJudge(job, component)
@@ -96,6 +100,14 @@ def _built(component: object, job: JobConfig) -> Any:
     made = cast("Callable[..., object]", component)
     asks = {"job": job} if components.asks_for(component, "job") else {}
     return made(**components.options("judge", component, job.evaluate.judge_options), **asks)
+
+
+def checks(job: JobConfig) -> Iterator[str]:
+    """Warn of what is odd about all that a job is judged on, in either stage. Raises DataError at the first fault."""
+    for stage in ("tune", "confirm"):
+        for name, alone in job.judged_alone(stage).items():
+            key = f"{stage}.{name}" if name else stage
+            yield from judge_of(alone).check(job.data.sets(stage)[name], key)
 
 
 class OwnJudge:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,12 +14,18 @@ from jobs.data.sentences.scored import SentenceEvaluation, sentence_evaluation
 from jobs.data.sources import Rows, row_ids
 from jobs.data.tasks.judging import EncodeTexts
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 TASKS = ("sentence",)
 
 COLUMNS = ("LEFT", "RIGHT", "SCORE")
 
 MEASURES = ("spearman", "pearson", "alignment", "uniformity", "largest_eigenvalue_share", "random_pair_cosine")
 """The last two at the first and the last evaluation."""
+
+JOINS = True
+"""Pairs of several sets are judged together too: `all/spearman`."""
 
 
 class Sts:
@@ -45,21 +52,29 @@ class Sts:
 
     def evaluate(self, encode: EncodeTexts, rows: SentenceEvaluation, *, final: bool) -> dict[str, Outcomes]:
         """Measure how cosines go with scores, how embeddings spread, and what the job asks for."""
+        return self.joined([rows], [encode([*rows.left, *rows.right])], final=final)
+
+    def joined(
+        self, every: Sequence[SentenceEvaluation], embedded: Sequence[Tensor], *, final: bool
+    ) -> dict[str, Outcomes]:
+        """Measure the same of the pairs of several sources as of one list. embedded: of each source what `evaluate` has
+        encoded of it."""
         import torch
 
         from jobs.metrics.evaluate import measured
 
-        both = encode([*rows.left, *rows.right])
-        left, right = both[: len(rows.left)], both[len(rows.left) :]
+        sizes = [len(rows.left) for rows in every]
+        left = torch.cat([own[:size] for own, size in zip(embedded, sizes, strict=True)])
+        right = torch.cat([own[size:] for own, size in zip(embedded, sizes, strict=True)])
         return measured(
             self._job,
             MEASURES if final else MEASURES[:-2],
             len(left),
             left=left,
             right=right,
-            scores=np.asarray(rows.score, dtype=np.float64),
-            halves=self.row_ids(rows).halves,
-            embeddings=both.to(torch.float64),
+            scores=np.concatenate([np.asarray(rows.score, dtype=np.float64) for rows in every]),
+            halves=np.concatenate([self.row_ids(rows).halves for rows in every]),
+            embeddings=torch.cat([left, right]).to(torch.float64),
         )
 
     def check(self, source: str, stage: str) -> Iterator[str]:  # noqa: ARG002

@@ -305,7 +305,6 @@ def _line(write: Write) -> Write:
 def _sources(arm: sweeps.Arm) -> list[str]:
     """List what an arm's jobs name as data or as an encoder, other than what has no files."""
     job = arm.config(stage="confirm", seed=0)
-    data = [source for source in (job.data.train, job.data.tune, job.data.confirm) if source is not None]
-    data = [source for source in data if source.partition("[")[0] != DIGITS]
+    data = [source for source in job.data.every_source if source.partition("[")[0] != DIGITS]
     encoders = [name for name in (job.model.name, job.loss.guide) if name is not None and not is_built(name)]
     return [*data, *encoders]

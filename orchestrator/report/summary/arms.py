@@ -11,6 +11,7 @@ from typing import TypeGuard
 from pydantic import JsonValue
 
 from jobs.config import canonical
+from jobs.config.after_sections import without_set
 from orchestrator import statistics
 from orchestrator.ledger import Ledger, Suggestion, Trial
 from orchestrator.ledger.stored import ArmTable, JsonObject, TrialResult
@@ -198,8 +199,8 @@ def _gains(trials: Sequence[Trial], metric: str) -> list[float]:
 
 
 def _is_in_one_place(trial: Trial) -> bool:
-    uniformity = trial.metrics.get("uniformity")
-    return uniformity is not None and uniformity > ONE_PLACE
+    found = [value for key, value in trial.metrics.items() if without_set(key) == "uniformity"]
+    return bool(found) and min(found) > ONE_PLACE
 
 
 def tuned(ledger: Ledger, trials: Sequence[Trial], mode: statistics.Mode) -> dict[str, TuneSummary]:

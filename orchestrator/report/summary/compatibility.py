@@ -19,6 +19,9 @@ JUDGED = (
 )
 """Job keys that make a metric what it is: which rows, looked at how."""
 
+JUDGED_TABLES = ("data.confirm.", "evaluate.judge.", "evaluate.judge_options.")
+"""How the keys of tables begin that do."""
+
 SYSTEM = {
     "commit": "what changed between them may be the difference",
     "versions": "rounding, and with it results, may differ",
@@ -50,7 +53,7 @@ def refuse(runs: Mapping[str, Summary], jobs: Mapping[str, Sequence[JsonObject]]
     of_runs = {name: {own.name: own.mode for own in summary.metrics} for name, summary in runs.items()}
     for metric in dict.fromkeys(metric for own in of_runs.values() for metric in own):
         measures[f"the mode of {metric}"] = {name: own[metric] for name, own in of_runs.items() if metric in own}
-    keys = [*JUDGED, *_keys(jobs, "evaluate.judge_options.")]
+    keys = [*JUDGED, *(key for table in JUDGED_TABLES for key in _keys(jobs, table))]
     if next(iter(runs.values())).metric in ("loss", "train/loss", "train/infonce"):
         # Its scale is another for every loss, temperature and batch.
         keys += [*_keys(jobs, "loss."), *_keys(jobs, "batch.")]

@@ -162,7 +162,7 @@ def _decides(job: JsonObject) -> dict[str, dict[str, JsonValue]]:
         "loss.mlm_weight": bool(flat.get("loss.mlm_weight")),
     }
     return {
-        "data": rows | {"data.confirm": flat.get("data.confirm")},
+        "data": rows | {key: flat[key] for key in flat if key == "data.confirm" or key.startswith("data.confirm.")},
         "order": rows,
         "init": shapes | model | loss,
         "encoder": shapes | encoder,

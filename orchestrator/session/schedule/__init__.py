@@ -426,7 +426,7 @@ def _looked_at(plan: Plan, ledger: Ledger, trials: Sequence[Trial], untuned: Map
 def wrong_metric(name: str, metrics: Mapping[str, object]) -> str | None:
     """Explain what is wrong with a trial's metric; None if nothing is."""
     if name not in metrics:
-        measured = ", ".join(key for key in metrics if "/" not in key)
+        measured = ", ".join(key for key in metrics if not key.startswith(("train/", "system/")))
         return f"the metric {name!r} was not measured; the trial measured {measured}"
     value = metrics[name]
     if isinstance(value, bool) or not isinstance(value, int | float):

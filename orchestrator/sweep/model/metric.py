@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from jobs.config import Section
-from jobs.config.after_sections import without_dims
+from jobs.config.after_sections import without_dims, without_set
 
 LOWER_IS_BETTER = (
     *("uniformity", "alignment", "largest_eigenvalue_share", "random_pair_cosine"),
@@ -82,7 +82,7 @@ EXAMPLE = '[{ name = "knn_accuracy", smallest_difference = 0.005 }, { name = "al
 
 def usual_mode(metric: str) -> Literal["max", "min"]:
     """Return the better direction of a metric."""
-    return "min" if without_dims(metric) in LOWER_IS_BETTER else "max"
+    return "min" if without_dims(without_set(metric)) in LOWER_IS_BETTER else "max"
 
 
 def with_usual_mode(given: object) -> object:

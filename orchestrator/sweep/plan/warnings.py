@@ -66,7 +66,8 @@ def warnings(
     notes += _alike(sweep, arms, suggestions)
     if jobs[0].is_function:
         notes.append(own_loop(jobs[0].task))
-    if any(job.data.tune == job.data.confirm for job in jobs) and sweep.tune:
+    both = ({*job.data.sets("tune").values()} & {*job.data.sets("confirm").values()} for job in jobs)
+    if any(both) and sweep.tune:
         notes.append("data.tune and data.confirm are the same rows: the verdict favours what was tuned on them")
     return notes
 
