@@ -39,7 +39,9 @@ def versions() -> dict[str, str]:
 
 
 def missing(sources: Sequence[str]) -> dict[str, str]:
-    """Find which sources of data are not here, each with why; files are not opened."""
+    """Find which sources of data are not here, each with why; files are not opened. FOLDER:SPLIT, as judges of
+    retrieval read, is here where the folder is."""
+    from jobs.core.paths import is_folder_here
     from jobs.data.formats import DataError
     from jobs.data.resolve import locate
 
@@ -48,7 +50,9 @@ def missing(sources: Sequence[str]) -> dict[str, str]:
         try:
             locate(source)
         except DataError as error:
-            reasons[source] = str(error)
+            folder, colon, _ = source.rpartition(":")
+            if not (colon and is_folder_here(folder)):
+                reasons[source] = str(error)
     return reasons
 
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from jobs.config import JobConfig, components
 from jobs.core.outcomes import Outcomes, RowIds, mean_of
-from jobs.data.sentences.retrieval import Columns, Retrieval, files_of, read_retrieval, tables_of
-from jobs.data.sources import Rows
+from jobs.data.sentences.retrieval import Columns, Retrieval, files_of, of_pairs, read_retrieval, tables_of
+from jobs.data.sources import Rows, exactly, read
 from jobs.data.tasks.judging import EncodeTexts
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ MEASURES = (
 class Judge:
     """Retrieval. ndcg_at, mrr_at, recall_at, map_at: how many documents each metric looks at. queries, corpus: sources
     of their own, where they do not lie beside the qrels. query_columns [id, text], corpus_columns [id, text] or [id,
-    title, text], qrels_columns [query, document, relevance]: names, where they are not the usual ones. skip_same_id: a
+    title, text], qrels_columns [query, document, relevance]: names, where they are not the usual ones. pair_columns
+    [query, document]: the source is one table, in whose rows stands what is relevant to each other. skip_same_id: a
     document with the id of the query is not found for it, as in BEIR, where such a document is the query itself."""
 
     def __init__(
@@ -60,9 +61,10 @@ class Judge:
         map_at: tuple[int, ...] = MAP_AT,
         queries: str | None = None,
         corpus: str | None = None,
-        query_columns: tuple[str, ...] | None = None,
-        corpus_columns: tuple[str, ...] | None = None,
-        qrels_columns: tuple[str, ...] | None = None,
+        query_columns: list[str] | None = None,
+        corpus_columns: list[str] | None = None,
+        qrels_columns: list[str] | None = None,
+        pair_columns: list[str] | None = None,
         skip_same_id: bool = True,
         tile: int = 1024,
     ) -> None:
@@ -73,19 +75,30 @@ class Judge:
                 raise ValueError(f"{name}_at = {list(counts)}; numbers of documents are 1 or more")
         self._most = max((count for counts in self._at.values() for count in counts), default=1)
         self._beside = {"queries": queries, "corpus": corpus}
-        self._columns = Columns(*map(_names, (query_columns, corpus_columns, qrels_columns)))
+        self._pairs = _names("pair_columns", pair_columns, (2,))
+        self._columns = Columns(
+            _names("query_columns", query_columns, (2,)),
+            _names("corpus_columns", corpus_columns, (2, 3)),
+            _names("qrels_columns", qrels_columns, (3,)),
+        )
 
     def sources(self, source: str) -> Sequence[str]:
-        """Name qrels, queries and corpus."""
+        """Name qrels, queries and corpus; or the one table of pairs."""
+        if self._pairs is not None:
+            return (source,)
         files = files_of(source, **self._beside)
         return (files.qrels, files.queries, files.corpus)
 
     def tables(self, source: str) -> Sequence[Rows]:
-        """Read qrels, queries and corpus."""
+        """Read qrels, queries and corpus; or the one table of pairs."""
+        if self._pairs is not None:
+            return (read(source, exactly, self._pairs),)
         return tables_of(files_of(source, **self._beside), self._columns)
 
     def read(self, source: str) -> Retrieval:
         """Read what is asked."""
+        if self._pairs is not None:
+            return of_pairs(*self.tables(source))
         return read_retrieval(files_of(source, **self._beside), self._columns)
 
     def row_ids(self, rows: Retrieval) -> RowIds:
@@ -188,7 +201,10 @@ def _alignment(rows: Retrieval, queries: Tensor, documents: Tensor) -> dict[str,
     return {"alignment": Outcomes(value, {"": of_queries})} if np.isfinite(value) else {}
 
 
-def _names(given: tuple[str, ...] | None) -> tuple[str, ...] | None:
+def _names(option: str, given: Sequence[str] | None, counts: Sequence[int]) -> tuple[str, ...] | None:
+    """Return names of columns. Raises ValueError where they are not as many as there may be."""
+    if given is not None and len(given) not in counts:
+        raise ValueError(f"{option} = {list(given)}; name {' or '.join(map(str, counts))} columns")
     return None if given is None else tuple(given)
 
 

@@ -83,6 +83,7 @@ def try_judge(job: JobConfig) -> Iterator[Issue]:
     import inspect
 
     from jobs.config.protocols import Judge
+    from jobs.data.tasks.judging import judge_of
 
     component, key, name = components.load("judge", job.judge), "evaluate.judge", repr(job.judge)
     if not isinstance(component, type):
@@ -94,3 +95,5 @@ def try_judge(job: JobConfig) -> Iterator[Issue]:
         if asked is None or not {*needed} <= {*asked}:
             _, *arguments = inspect.signature(getattr(Judge, method)).parameters  # without self
             yield key, name, f"has no method {method}({', '.join(arguments)}); write one"
+            return
+    judge_of(job)

@@ -18,7 +18,7 @@ from typing import TypedDict
 
 from jobs.config import canonical
 from jobs.config.user_code import SUBMITTED, UserCode
-from jobs.core.paths import expanded
+from jobs.core.paths import expanded, is_folder_here
 from orchestrator.run_dir.environment import Origin
 from orchestrator.run_dir.folder import RunError
 from orchestrator.system.addresses import SECRET
@@ -119,6 +119,8 @@ def taken_along(sources: Sequence[str]) -> list[Path]:
     sizes: dict[Path, int] = {}
     for source in sources:
         name = re.sub(r"\[-?\d*:-?\d*\]$", "", source)
+        folder, _, _ = name.rpartition(":")
+        name = folder if folder and not Path(name).exists() and is_folder_here(folder) else name  # FOLDER:SPLIT
         if "://" in name or expanded(name).is_absolute():
             continue
         for path in _named(name):

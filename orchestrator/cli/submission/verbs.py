@@ -303,8 +303,11 @@ def _line(write: Write) -> Write:
 
 
 def _sources(arm: sweeps.Arm) -> list[str]:
-    """List what an arm's jobs name as data or as an encoder, other than what has no files."""
+    """List what an arm's jobs name as data or as an encoder, other than what has no files; the sources that a judge's
+    options name too."""
     job = arm.config(stage="confirm", seed=0)
-    data = [source for source in job.data.every_source if source.partition("[")[0] != DIGITS]
+    beside = (job.evaluate.judge_options.get(key) for key in ("queries", "corpus", "references"))
+    every = [*job.data.every_source, *(source for source in beside if isinstance(source, str))]
+    data = [source for source in every if source.partition("[")[0] != DIGITS]
     encoders = [name for name in (job.model.name, job.loss.guide) if name is not None and not is_built(name)]
     return [*data, *encoders]

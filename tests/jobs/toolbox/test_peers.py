@@ -1,16 +1,26 @@
-"""Losses of the toolbox beside those of sentence-transformers, on one process, where theirs are exact: the same value
-and the same gradient of the embeddings, before they are made unit rows."""
+"""Losses and metrics of the toolbox beside those of sentence-transformers, on one process, where theirs are exact: the
+same value and the same gradient of the embeddings, before they are made unit rows; the same metrics of embeddings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from judges import Table
 from torch import Tensor, nn
 
+from jobs.config import JobConfig
+from jobs.core.outcomes import numbers
+from jobs.data.sentences.judged import bitext, labelled_pairs
+from jobs.data.sentences.retrieval import Retrieval
+from jobs.data.sentences.scored import sentence_evaluation
+from jobs.data.tasks.judging import judge_of
 from jobs.losses.builtin.scored.angle import angle
 from jobs.losses.builtin.scored.cosent import cosent
 from jobs.losses.builtin.scored.cosine_labels import cosine_labels
@@ -168,3 +178,97 @@ def test_the_first_columns(losses: Any) -> None:
         )  # fmt: skip
 
     compare(theirs, ours, 1 + HARD)
+
+
+# What judges
+
+
+class Lookup(nn.Module):
+    """An encoder of sentence-transformers that gives each text the embedding it has in a table."""
+
+    def __init__(self, rows: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.places = {text: place for place, text in enumerate(rows)}
+        self.table = nn.Parameter(torch.tensor(np.array([*rows.values()]), dtype=torch.float32), requires_grad=False)
+
+    def preprocess(self, texts: Sequence[str], **_: Any) -> dict[str, Tensor]:
+        """Places in the table."""
+        return {"input_ids": torch.tensor([[self.places[text]] for text in texts])}
+
+    def forward(self, features: dict[str, Tensor], **_: Any) -> dict[str, Tensor]:
+        """Rows of the table."""
+        return features | {"sentence_embedding": self.table[features["input_ids"][:, 0]]}
+
+
+@pytest.fixture(scope="module")
+def table() -> dict[str, Any]:
+    """Embeddings of 240 texts: of every pair the second is near the first, more or less."""
+    random = np.random.default_rng(5)
+    left = random.normal(size=(120, 12)).astype(np.float32)
+    near = left + random.uniform(0.3, 2.5, size=(120, 1)) * random.normal(size=(120, 12))
+    rows = [*left, *near.astype(np.float32)]
+    return {f"{side} {at}": rows[at + 120 * (side == "right")] for side in ("left", "right") for at in range(120)}
+
+
+def measured(judge: str, table: Mapping[str, Any], rows: Any, **options: Any) -> dict[str, float]:
+    given = {"judge": judge, "judge_options": options}
+    job = JobConfig.model_validate(
+        {"task": "sentence", "budget": {"steps": 1}, "data": {"train": "x", "confirm": "y"}, "evaluate": given}
+    )
+    return numbers(judge_of(job).evaluate(Table(table), rows, final=False))
+
+
+def test_metrics_are_those_of_sentence_transformers_on_the_same_embeddings(
+    losses: Any, table: dict[str, Any], tmp_path: Path
+) -> None:
+    """Correlations, retrieval, translations and average precision, to 1e-6. Their best accuracy and F1 are by
+    thresholds that are chosen on the same pairs, so that ours are no higher."""
+    del losses  # is there
+    from sentence_transformers import SentenceTransformer, util
+    from sentence_transformers.sentence_transformer import evaluation as peers
+
+    model, random = SentenceTransformer(modules=[Lookup(table)], device="cpu"), np.random.default_rng(6)
+    left, right = ([f"{side} {at}" for at in range(120)] for side in ("left", "right"))
+    scores, same = random.uniform(0, 5, 120), random.integers(0, 2, 120)
+    lines = [f"{a},{b},{score},{label}" for a, b, score, label in zip(left, right, scores, same, strict=True)]
+    (tmp_path / "pairs.csv").write_text("\n".join(["sentence1,sentence2,score,same", *lines]))
+    source = str(tmp_path / "pairs.csv")
+    near = partial(pytest.approx, abs=1e-6)
+
+    ours = measured("sts", table, sentence_evaluation(source, ("sentence1", "sentence2", "score")))
+    theirs = peers.EmbeddingSimilarityEvaluator(left, right, scores.tolist(), write_csv=False)(model)
+    assert ours["spearman"] == near(theirs["spearman_cosine"])
+    assert ours["pearson"] == near(theirs["pearson_cosine"])
+
+    pairs = labelled_pairs(source, ("sentence1", "sentence2", "same"))
+    ours = measured("pairs", table, pairs)
+    theirs = peers.BinaryClassificationEvaluator(left, right, same.tolist(), write_csv=False)(model)
+    assert ours["average_precision"] == near(theirs["cosine_ap"])
+    assert ours["pair_accuracy"] <= theirs["cosine_accuracy"]
+    assert ours["pair_f1"] <= theirs["cosine_f1"]
+
+    ours = measured("bitext", table, bitext(source, ("sentence1", "sentence2")))
+    theirs = peers.TranslationEvaluator(left, right, write_csv=False)(model)
+    assert 0.1 < ours["accuracy"] < 0.9
+    assert ours["accuracy"] == near(theirs["mean_accuracy"])
+    assert ours["accuracy_forward"] == near(theirs["src2trg_accuracy"])
+    assert ours["accuracy_backward"] == near(theirs["trg2src_accuracy"])
+
+    judged = [(q, int(d)) for q in range(30) for d in {q, *random.integers(0, 120, 3).tolist()}]
+    queries: dict[str, Any] = {f"q{at}": text for at, text in enumerate(left[:30])}
+    documents: dict[str, Any] = {f"d{at}": text for at, text in enumerate(right)}
+    rows = Retrieval(
+        [*queries], [*queries.values()], [*documents], [*documents.values()],
+        np.array([q for q, _ in judged]), np.array([d for _, d in judged]), np.ones(len(judged), dtype=np.int64), (),
+    )  # fmt: skip
+    relevant: dict[str, set[str]] = {}
+    for q, d in judged:
+        relevant.setdefault(f"q{q}", set()).add(f"d{d}")
+    evaluator = peers.InformationRetrievalEvaluator(
+        queries, documents, relevant, write_csv=False, score_functions={"cos": util.cos_sim},
+        precision_recall_at_k=[1, 10, 100],
+    )  # fmt: skip
+    ours, theirs = measured("retrieval", table, rows), evaluator(model)
+    assert 0.1 < ours["ndcg_at_10"] < 0.9
+    for name in ("ndcg_at_10", "mrr_at_10", "recall_at_1", "recall_at_10", "recall_at_100", "map_at_100"):
+        assert ours[name] == near(theirs[f"cos_{name.replace('_at_', '@')}"]), name

@@ -24,9 +24,10 @@ from jobs.data.formats import SUFFIXES
 from jobs.data.formats.lines import opened
 from jobs.data.resolve import File, connected
 from jobs.data.sentences.retrieval.files import Files, files_of, located
+from jobs.data.sentences.texts import as_text
 from jobs.data.sources import Names, Rows, exactly, read
 
-__all__ = ["Columns", "Files", "Retrieval", "files_of", "read_retrieval", "tables_of"]
+__all__ = ["Columns", "Files", "Retrieval", "files_of", "of_pairs", "read_retrieval", "tables_of"]
 
 QUERY_IDS = ("_id", "id", "query_id", "query-id", "qid", "queryid")
 DOCUMENT_IDS = ("_id", "id", "corpus_id", "corpus-id", "doc_id", "docid", "document_id", "pid", "passage_id")
@@ -74,6 +75,28 @@ class Retrieval:
 def read_retrieval(files: Files, columns: Columns) -> Retrieval:
     """Read what an encoder is asked. Raises DataError."""
     return _retrieval(*tables_of(files, columns))
+
+
+def of_pairs(rows: Rows) -> Retrieval:
+    """Make queries of the texts in the first column of a table, and a corpus of those in the second: what stands in one
+    row is relevant. A text that is there several times is one query, or one document. Raises DataError."""
+    left, right = (rows.table.column_names[at] for at in (0, 1))
+    named = as_text(rows, (left, right))
+    columns = [named.table[name].to_pylist() for name in (left, right)]
+    queries, documents = ({text: at for at, text in enumerate(dict.fromkeys(column))} for column in columns)
+    pairs = np.array([*dict.fromkeys((queries[a], documents[b]) for a, b in zip(*columns, strict=True))])
+    if len(queries) < 2 or len(documents) < 2:
+        raise rows.fault("has one text only in a column; two queries and two documents at least are judged")
+    return Retrieval(
+        query_ids=[f"q{at}" for at in range(len(queries))],
+        queries=list(queries),
+        document_ids=[f"d{at}" for at in range(len(documents))],
+        documents=list(documents),
+        query_of=pairs[:, 0],
+        document_of=pairs[:, 1],
+        relevance=np.ones(len(pairs), dtype=np.int64),
+        notes=(),
+    )
 
 
 def tables_of(files: Files, columns: Columns) -> tuple[Rows, Rows, Rows]:
