@@ -31,9 +31,13 @@ BLOCK = 16
 
 
 class Guide:
-    """The guide of a job, on this rank. Raises ModelError for an encoder that cannot be one."""
+    """The guide of a job, on this rank. Raises ModelError for an encoder that cannot be one.
 
-    def __init__(self, job: JobConfig, *, device: torch.device | str) -> None:
+    known_by: digests of its files and of the rows that it sees. What this process has embedded of these stands in later
+    trials too; None: nothing does.
+    """
+
+    def __init__(self, job: JobConfig, *, device: torch.device | str, known_by: str | None = None) -> None:
         own = job.guide
         assert own is not None, "a job without a guide has none"
         self._device = device
@@ -44,8 +48,9 @@ class Guide:
         except (ModelError, EncoderError, data.DataError) as error:
             raise models.refused_guide(job, error) from error
         self._model.eval().requires_grad_(requires_grad=False)
-        self._tables: dict[object, _Table] = {}
-        """Of each column of texts, or of the images."""
+        how = (own.task, own.data.model_dump_json(), own.model.precision, str(device))
+        self._tables: dict[int, _Table] = {} if known_by is None else _tables_of(known_by, how)
+        """By the number of the column of texts; 0 of images."""
 
     def rows(self, rows: NDArray[np.int64], draw: Draw = FIRST) -> GuideRows:
         """Return what the guide makes of these data rows: unit rows [c, Dg], and [c, H, Dg] of hard negatives. The
@@ -57,14 +62,15 @@ class Guide:
     def _sides(self, rows: NDArray[np.int64], draw: Draw) -> list[Tensor]:
         if isinstance(self._examples, ImageExamples):
             images = self._examples.images
-            return [self._looked_up(images, rows, len(images), lambda at: {"pixel_values": images[at]})]
+            return [self._looked_up(0, rows, len(images), lambda at: {"pixel_values": images[at]})]
         assert isinstance(self._examples, data.SentenceExamples), "JobConfig refuses a guide of other tasks"
         pad = self._examples.tokenizer.pad_token_id
         sides: list[Tensor] = []
         for column, places in self._examples.places(rows, draw):
             none = places == EMPTY
             at = places[~none]
-            units = self._looked_up(column, at, len(column.texts), functools.partial(_padded, column.tokens, pad))
+            number = self._examples.columns.index(column)
+            units = self._looked_up(number, at, len(column.texts), functools.partial(_padded, column.tokens, pad))
             if none.any():
                 here = torch.from_numpy(np.flatnonzero(~none)).to(self._device)
                 units = sides[0].index_copy(0, here, units) if len(at) else sides[0]
@@ -72,7 +78,7 @@ class Guide:
         return sides
 
     def _looked_up(
-        self, column: object, at: NDArray[np.int64], total: int, inputs: Callable[[NDArray[np.int64]], data.Inputs]
+        self, column: int, at: NDArray[np.int64], total: int, inputs: Callable[[NDArray[np.int64]], data.Inputs]
     ) -> Tensor:
         """Look up the unit rows of some of a column's texts or images, and embed those that are not known."""
         table = self._tables.setdefault(column, _Table(total))
@@ -91,6 +97,12 @@ class Guide:
 
 def _padded(tokens: TokenColumn, pad: int, at: NDArray[np.int64]) -> data.Inputs:
     return padded(*tokens[at], pad)
+
+
+@functools.lru_cache(maxsize=2)
+def _tables_of(_known_by: str, _how: tuple[str, ...]) -> dict[int, _Table]:
+    """Return the tables of a guide and its rows: the same ones for the same, so that a warm rank embeds a text once."""
+    return {}
 
 
 class _Table:

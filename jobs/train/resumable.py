@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from jobs import data, models, optim
 from jobs.artifacts import bucket, checkpoint, manifest, rows, trial_dir
-from jobs.config import JobConfig
+from jobs.config import JobConfig, canonical
 from jobs.config.json_values import Json
 from jobs.core import usage
 from jobs.core.collectives import agree, rank_of, world_of
@@ -197,7 +197,8 @@ class Resumable:
         """Make what only those need that train."""
         job = self.job
         self.loss = JobLoss(job, {"embedding_width": self.model.out_width, "data_rows": len(self.examples)})
-        self.guide = None if job.guide is None else Guide(job, device=self.device)
+        known_by = canonical({"weights": self.provenance["weights"], "data": self.provenance["data"]})
+        self.guide = None if job.guide is None else Guide(job, device=self.device, known_by=known_by)
         self.model.take_loss(self.loss.module, normalised=self.loss.normalised, momentum=self.loss.momentum)
         models.refuse_what_parts_of_a_batch_change(self.model, job, world=self.world)
         self.masking = mlm.masking(job, self.tokenizer)

@@ -166,6 +166,23 @@ def test_what_is_drawn_of_lists_is_what_the_student_sees(tmp_path: Path, guide_f
         assert trained(of, tmp_path / name).result is not None
 
 
+def test_a_warm_rank_embeds_a_text_once(tmp_path: Path) -> None:
+    """And other weights in the same folder are others. Mutant check: tables known by the folder's name alone."""
+    guide = folders.encoder(tmp_path / "guide")
+    job = job_of(tmp_path, guide)
+    first, second = (Training(job, tmp_path / name, log=lambda _: None) for name in ("first", "second"))
+    assert first.guide is not None
+    assert second.guide is not None
+    first.advance(2)
+    assert first.guide._tables is second.guide._tables
+    before = second.guide.rows(np.arange(40)).queries
+    weights = folders.encoder(tmp_path / "other", hidden_act="relu")
+    (guide / "config.json").write_text((weights / "config.json").read_text())
+    third = Training(job, tmp_path / "third", log=lambda _: None)
+    assert third.guide is not None
+    assert not torch.equal(third.guide.rows(np.arange(40)).queries, before)
+
+
 def on_rank(folder: Path, guide: Path, rank: int) -> list[dict[str, Tensor]]:
     own = folder / str(rank)
     own.mkdir()
