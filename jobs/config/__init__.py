@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jobs.config.after_sections import without_dims as without_dims
 from jobs.config.data_sections import Augment as Augment
+from jobs.config.data_sections import Mine as Mine
 from jobs.config.job import DIVIDES as DIVIDES
 from jobs.config.job import EXECUTION_METRICS as EXECUTION_METRICS
 from jobs.config.job import POINTS as POINTS

@@ -78,7 +78,7 @@ class Kind:
 
 
 TASK = Kind(
-    "task", "task", "options", "tasks", "mylab.train:main", (protocols.Loop,),
+    "task", "task", "options", "metrics/tasks", "mylab.train:main", (protocols.Loop,),
     beside=("job", "tokenizer"), builds=True, default="image",
 )  # fmt: skip
 LOSS = Kind(

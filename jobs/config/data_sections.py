@@ -125,6 +125,42 @@ class Data(Section):
         return self
 
 
+class Mine(Section):
+    """Hard negatives of sentences that the model in training finds itself, among the positives of all rows, beside
+    those that the rows have."""
+
+    negatives: int = Field(0, ge=0)
+    """Hard negatives of each pair in each step, drawn of those that its row has; 0 mines none."""
+
+    kept: int | None = Field(None, ge=1)
+    """Hard negatives that are kept of each row, the nearest that are left. None: as many as are drawn."""
+
+    every_epochs: int = Field(1, ge=0)
+    """Epochs between two searches, the first before the first step; 0 searches once, by the first weights."""
+
+    window: Annotated[tuple[int, int], Field(strict=False)] = (0, 100)
+    """Which of the ranked texts are looked at, as a slice: [10, 100] passes over the ten nearest."""
+
+    margin: float | None = None
+    """Texts whose cosine is above the positive's less this are left out."""
+
+    share: float | None = Field(None, gt=0)
+    """Texts whose cosine is above this share of the positive's are left out."""
+
+    @model_validator(mode="after")
+    def _window_holds_some(self) -> Mine:
+        first, last = self.window
+        least = max(self.kept or 0, self.negatives)
+        if not 0 <= first < last or last - first < least:
+            raise ValueError(
+                f"window = [{first}, {last}] must be a slice of at least the {max(least, 1)} that are kept; for "
+                f"example [{max(first, 0)}, {max(first, 0) + max(100, least)}]"
+            )
+        if self.kept is not None and self.kept < self.negatives:
+            raise ValueError(f"kept = {self.kept} is fewer than negatives = {self.negatives}, which are drawn of them")
+        return self
+
+
 class Augment(Section):
     """Views of an image or of a sentence. Each strength 0 or 1 as noted switches it off. The views of a sentence differ
     by dropout alone, unless an augmentation of tokens is named."""

@@ -17,7 +17,7 @@ from pydantic import Field, JsonValue, ValidationError, model_validator
 from jobs.config import components
 from jobs.config.after_sections import DRAWN
 from jobs.config.components import TaskName, builtin_names, is_class, is_import_path, literal_of
-from jobs.config.data_sections import Augment, Data
+from jobs.config.data_sections import Augment, Data, Mine
 from jobs.config.identity import canonical, counted_from, hashed
 from jobs.config.section import Options, Section
 from jobs.config.sections import OF_TOKENS, Batch, Budget, Evaluate, Execution, Loss, Model, Optimizer
@@ -36,6 +36,7 @@ __all__ = [
     "Execution",
     "JobConfig",
     "Loss",
+    "Mine",
     "Model",
     "Optimizer",
     "Section",
@@ -79,6 +80,7 @@ class JobConfig(Section):
 
     budget: Budget
     data: Data
+    mine: Mine = Mine()
     augment: Augment = Augment()
     model: Model = Model()
     loss: Loss = Loss()
@@ -108,6 +110,7 @@ class JobConfig(Section):
             raise ValueError(f"model.heads = {self.model.heads} must divide model.width = {self.model.width}")
         self._refuse_groups_beyond_the_batch()
         _refuse_sets_that_nobody_judges(self)
+        _refuse_mining(self)
         if self.is_own_task:
             self._refuse_what_own_tasks_lack()
         elif not self.is_function:
@@ -398,6 +401,20 @@ def _judged_alone(job: JobConfig, stage: str) -> dict[str, JobConfig]:
         }
         alone[name] = job.model_copy(update=parts)
     return alone
+
+
+def _refuse_mining(job: JobConfig) -> None:
+    """Raise ValueError where there is nothing to mine, or a guide, which has texts of its own, would have to know of
+    what the model mines."""
+    if job.mine.negatives and job.task != "sentence":
+        raise ValueError(
+            f"mine.negatives = {job.mine.negatives} are texts, which task = '{job.task}' has none of; remove it"
+        )
+    if job.loss.guide is not None and job.mine.negatives:
+        raise ValueError(
+            f"loss.guide = '{job.loss.guide}' knows the texts of the rows, and not those that mine.negatives = "
+            f"{job.mine.negatives} finds in training; mine them once, by python -m jobs.mine, or leave out one"
+        )
 
 
 def trial_id(

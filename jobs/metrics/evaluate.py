@@ -98,7 +98,7 @@ def evaluate(
     encode: Encode = Encoder(model, job.evaluate.batch, job.evaluate.head, group, device)
     if not job.trains:  # other settings are judged on the same embeddings
         encode = Kept(encode, identity_of(model, job, reading=model.reading.record, device=device))
-    with _evaluation_mode(model), threadpool_limits(limits=job.execution.threads):
+    with evaluation_mode(model), threadpool_limits(limits=job.execution.threads):
         metrics = judge(task or task_of(job, tokenizer), encode, judged, job=job, final=final)
     if outcomes is not None:
         outcomes |= metrics
@@ -211,7 +211,8 @@ def _defined(**metrics: Outcomes | None) -> dict[str, Outcomes]:
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Have the model neither drop anything nor build graphs while the context lasts."""
     was_training = model.training
     model.eval()
     try:

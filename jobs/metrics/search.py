@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.core.collectives import Group, gather_rows, rank_of, world_of
@@ -95,6 +96,15 @@ def places(queries: Tensor, corpus: Tensor, *, tile: int = TILE, group: Group = 
             before += ((near > own) | ((near == own) & (here < rows))).sum(1)
         found.append(1 + before)
     return gather_rows(torch.cat(found), counts, group)
+
+
+def products(queries: Tensor, corpus: Tensor, pairs: NDArray[np.int64]) -> Tensor:
+    """Compute the scores that `top_k` would give these pairs of a query and a row of the corpus, [e, 2]: [e]."""
+    scales = _scale(queries), _scale(corpus)
+    parts = [queries.new_empty(0, dtype=torch.float64)]
+    for some in torch.from_numpy(pairs).to(queries.device).split(TILE):
+        parts.append((_in_steps(queries[some[:, 0]], scales[0]) * _in_steps(corpus[some[:, 1]], scales[1])).sum(1))
+    return torch.cat(parts) * (scales[0] * scales[1])
 
 
 def _refuse(queries: Tensor, corpus: Tensor, k: int) -> None:

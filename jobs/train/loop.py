@@ -64,16 +64,18 @@ class Training(Resumable):
             assert not self.budget.is_exhausted(self.step, self.seconds), (
                 "the end of this job could not be written; make a new Training"
             )
+            before_s = self.seconds
+            mining_s = self._mine(self.step + 1) if self.mining.is_due(self.step + 1) else 0.0
             if not self._verified:
                 self._verify(self.step + 1)
             if self.step == 0 and self.transform.looks_first:
                 self._prepare_transform()
             self.phase(f"step {self.step + 1}")
-            began, before_s = time.perf_counter(), self.seconds
+            began = time.perf_counter()
             largest = partial(self.batches.largest, self.step + 1)
             with self.trial_memory.step(size=largest, held=self._held) as measuring_s:
                 outcome = self._optimize(self.step + 1)
-                self.seconds = self._clock(before_s + time.perf_counter() - began - measuring_s)
+                self.seconds = self._clock(before_s + mining_s + time.perf_counter() - began - measuring_s)
             if not outcome.finite and not optim.takes_nan(self.optimizer):
                 self._end("diverged", f"loss {outcome.loss}, gradient norm {outcome.gradient_norm}")
                 break
@@ -110,6 +112,17 @@ class Training(Resumable):
             "train/learning_rate": optim.rate_of(self.optimizer),
             "train/temperature": float(temperature.detach()) if isinstance(temperature, Tensor) else temperature,
         } | optim.counts(self.optimizer)
+
+    def _mine(self, step: int) -> float:
+        """Mine hard negatives by the model as it is before the step. Returns the seconds that it took, which are of the
+        training."""
+        self.phase("mining")
+        began = time.perf_counter()
+        found = self.mining.search(step, self.model, self.group, self.device)
+        self._train_on(self.mining.examples(self.examples))
+        seconds = time.perf_counter() - began
+        self.log(f"mined before step {step}: {found} in {seconds:.1f} s")
+        return seconds
 
     def _optimize(self, step: int) -> StepResult:
         job, rows = self.job, self.batches.rows(step)

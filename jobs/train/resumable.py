@@ -23,6 +23,7 @@ from jobs.core.device import TrialMemory, device_of
 from jobs.core.outcomes import Outcomes
 from jobs.losses import JobLoss
 from jobs.metrics import evaluate
+from jobs.mine.in_training import Mining
 from jobs.models import mlm
 from jobs.optim.average import WeightAverage
 from jobs.train import continuing, origin
@@ -36,6 +37,9 @@ FIRST_BATCHES = 1000
 
 TRANSFORM = "transform"
 """Key of the gradient transform's state, beside the optimizer's in a checkpoint."""
+
+MINED = "mined"
+"""Key of the hard negatives that were mined last, likewise."""
 
 TRAINED = "trained"
 """Key of the weights that are trained, likewise, where the model of a checkpoint is their average."""
@@ -137,7 +141,7 @@ class Resumable:
 
     def _snapshot(self) -> checkpoint.Checkpoint:
         with self.average.in_model() as trained:
-            beside = {TRANSFORM: dict(self.transform.state_dict()), TRAINED: trained}
+            beside = {TRANSFORM: dict(self.transform.state_dict()), MINED: self.mining.state_dict(), TRAINED: trained}
             return checkpoint.snapshot(
                 step=self.step,
                 model=self.model.state_dict(),
@@ -174,8 +178,7 @@ class Resumable:
             self.task = data.task_of(job)
             self.tokenizer = self.task.tokenizer
             if job.trains:
-                self.examples = self.task.examples()
-                self.batches = Batches(self.examples, job, rank=self.rank, world=self.world)
+                self._train_on(self.task.examples())
             self.evaluation = self.task.judged()
             self.row_ids = self.task.row_ids(self.evaluation) if job.stage == "confirm" else None
             self.model = models.build(job, tokenizer=self.tokenizer, inputs=self.task.inputs(), device=self.device)
@@ -201,9 +204,15 @@ class Resumable:
         self.guide = None if job.guide is None else Guide(job, device=self.device, known_by=known_by)
         self.model.take_loss(self.loss.module, normalised=self.loss.normalised, momentum=self.loss.momentum)
         models.refuse_what_parts_of_a_batch_change(self.model, job, world=self.world)
+        self.mining = Mining(job, self.examples, self.tokenizer)
         self.masking = mlm.masking(job, self.tokenizer)
         self.optimizer = optim.build(self.model, job.optimizer)
         self.transform = optim.GradientTransform(self.model, job.optimizer, seed=job.seed)
+
+    def _train_on(self, examples: data.Examples) -> None:
+        """Take what the batches are made of."""
+        self.examples = examples
+        self.batches = Batches(examples, self.job, rank=self.rank, world=self.world)
 
     def _resume(self) -> None:
         """Continue after the newest sound checkpoint, or begin with an evaluation of the untrained model."""
@@ -230,6 +239,9 @@ class Resumable:
         self.model.load_state_dict(newest.model)
         self.average.load(newest.optimizer.pop(TRAINED, {}))
         self.transform.load_state_dict(newest.optimizer.pop(TRANSFORM, {}))
+        if mined := newest.optimizer.pop(MINED, {}):
+            self.mining.load_state_dict(mined)
+            self._train_on(self.mining.examples(self.examples))
         self.optimizer.load_state_dict(newest.optimizer)
         self.records.restore(until=self.step)
         self._saved = (0, self.step)

@@ -20,7 +20,7 @@ TABLE = "*"
 its own file alone. They may use one another."""
 
 SHELVES = {
-    "jobs": "workers > train > export > tasks > metrics > data > artifacts losses models optim > core > config",
+    "jobs": "workers > train > export mine > metrics > data > artifacts losses models optim > core > config",
     "jobs/artifacts": "audit > bucket checkpoint rows > trial_dir > objects storage > manifest",
     "jobs/config": "catalogue job > identity > sections > after_sections > data_sections > section > "
     "components validation > json_values protocols user_code",
@@ -43,8 +43,10 @@ SHELVES = {
     "jobs/losses/builtin/weighted": TABLE,
     "jobs/losses/builtin/with_state": TABLE,
     "jobs/losses/builtin/without_negatives": TABLE,
-    "jobs/metrics": "judges > evaluate > builtin kept > judged > after search",
+    "jobs/mine": "__main__ > in_training",
+    "jobs/metrics": "tasks > judges > evaluate > builtin kept > judged > after search",
     "jobs/metrics/after": TABLE,
+    "jobs/metrics/tasks": TABLE,
     "jobs/metrics/builtin": TABLE,
     "jobs/metrics/builtin/isotropy": TABLE,
     "jobs/metrics/builtin/pairs": TABLE,
@@ -62,7 +64,6 @@ SHELVES = {
     "jobs/optim/builtin/signs": TABLE,
     "jobs/optim/schedules": TABLE,
     "jobs/optim/transforms": TABLE,
-    "jobs/tasks": TABLE,
     "jobs/train": "__main__ components > function loop > resumable > gradient_check microbatches > "
     "budget continuing guide origin step",
     "jobs/train/components": "__main__ > judging > training",

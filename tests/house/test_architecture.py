@@ -224,7 +224,7 @@ VERBS = frozenset(
     Decide Decode Delete Derive Describe Determine Do Download Draw Embed Encode End Enqueue Escape Estimate
     Expand Explain Export Extract Fetch Fill Find Fit Flatten Follow Forget Format Gather Generate Give Go Group
     Guess Hand Handle Hash Have Hold Ignore Import Invert Join Judge Keep Label Leave Let List Load Lock Log
-    Look Make Map Mark Mask Measure Merge Move Name Note Number Open Pack Pair Parse Pass Permute Plan Prepare
+    Look Make Map Mark Mask Measure Merge Mine Move Name Note Number Open Pack Pair Parse Pass Permute Plan Prepare
     Print Probe Prove Provide Put Queue Quote Raise Read Rebuild Reconcile Record Reduce Refuse Release Remove
     Rename Render Renew Replace Report Require Resolve Return Round Run Save Say Scale See Seed Select Send
     Separate Serialise Serve Set Shorten Show Sort Split Stack Start State Stop Store Strip Submit Suggest Sum

@@ -32,7 +32,7 @@ from jobs import data
 from jobs import export as exporting
 from jobs.config import JobConfig
 from jobs.metrics import evaluate
-from jobs.tasks.sentence import Texts
+from jobs.metrics.tasks.sentence import Texts
 from jobs.train import Training
 from orchestrator.cli import main
 from orchestrator.ledger import Ledger, Outcome, Stage, Trial, sqlite_url, this_process
@@ -220,7 +220,7 @@ def trained(job: JobConfig, folder: Path, **options: Any) -> Training:
 def ours(training: Training, inputs: Any, *, head: bool) -> NDArray[np.float32]:
     """The embeddings as evaluation takes them. inputs: sentences; of images those that it is judged on."""
     encode = evaluate.Encoder(training.model, 256, head)
-    with evaluate._evaluation_mode(training.model):
+    with evaluate.evaluation_mode(training.model):
         if isinstance(inputs, list):
             assert training.tokenizer is not None
             found = Texts(encode, training.tokenizer)(inputs)

@@ -25,7 +25,7 @@ from jobs.data.faults import DataError, short
 from jobs.data.sentences.augmented import TokenViews
 from jobs.data.sentences.columns import scored_columns, train_columns
 from jobs.data.sentences.duplicates import ids_of_texts, text_numbers
-from jobs.data.sentences.pools import EMPTY, Pool, pool_of
+from jobs.data.sentences.pools import EMPTY, Pool, corpus_of, pool_of
 from jobs.data.sentences.scored import train_scores
 from jobs.data.sentences.texts import as_text, is_list_of_texts
 from jobs.data.sentences.tokens import (
@@ -113,6 +113,11 @@ class SentenceExamples:
         negatives = [_in_place_of_none(column.tokens, places, anchor.tokens, own) for column, places in others[1:]]
         return Views(queries, keys, stacked(negatives, pad) if negatives else None)
 
+    def with_mined(self, pool: Pool) -> SentenceExamples:
+        """Return these examples, whose last column is of mined hard negatives, with other ones."""
+        *others, mined = self.columns
+        return dataclasses.replace(self, columns=(*others, dataclasses.replace(mined, pool=pool)))
+
     def scores(self, rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
         """Take the scores of these rows, [c]; None of data without."""
         return None if self.scored is None else self.scored[rows]
@@ -155,7 +160,7 @@ class SentenceExamples:
                 places.append((column, rows))
                 continue
             pairs = np.arange(len(rows)) if draw.pairs is None else draw.pairs
-            drawn = column.pool.draw(rows, column.drawn, seed=draw.seed, step=draw.step, pairs=pairs, side=min(side, 2))
+            drawn = column.pool.draw(rows, column.drawn, seed=draw.seed, step=draw.step, pairs=pairs, side=side)
             places += [(column, drawn[:, number]) for number in range(column.drawn)]
         return places
 
@@ -245,7 +250,10 @@ def sentence_examples(job: JobConfig, tokenizer: Tokenizer | None = None) -> Sen
     """Read the sentences that `job` trains on."""
     read = reading(job)
     tokenizer = tokenizer_for(job) if tokenizer is None else tokenizer
-    examples = _examples(sentence_rows(job), tokenizer, read.max_tokens, read.prompt, job.data.hard_negatives)
+    examples = _examples(
+        sentence_rows(job), tokenizer, read.max_tokens, read.prompt,
+        hard_negatives=job.data.hard_negatives, mined=job.mine.negatives,
+    )  # fmt: skip
     if job.augments_tokens:
         examples = _augmented(examples, job.augment, read.max_tokens, read.prompt)
     scored = None if job.data.scores is None else train_scores(job.data.train, job.data.scores)
@@ -267,10 +275,10 @@ def _words(sides: tuple[Column, ...], tokenizer: Tokenizer, max_tokens: int, pro
 
 @functools.lru_cache(maxsize=4)
 def _examples(
-    rows: Rows, tokenizer: Tokenizer, max_tokens: int, prompt: str, hard_negatives: int | None
+    rows: Rows, tokenizer: Tokenizer, max_tokens: int, prompt: str, *, hard_negatives: int | None, mined: int
 ) -> SentenceExamples:
     """Make the columns of all sides. hard_negatives: how many are drawn of the third and further columns; None: they
-    are a side each."""
+    are a side each. mined: how many are drawn of what is mined, in a column that is the last and begins with none."""
     names, table = tuple(rows.table.column_names), rows.table
 
     def drawn_of(chosen: tuple[str, ...], count: int) -> Column:
@@ -285,4 +293,9 @@ def _examples(
         columns += [own(name) for name in names[2:]]
     elif hard_negatives and names[2:]:
         columns.append(drawn_of(names[2:], hard_negatives))
+    if mined:
+        corpus = corpus_of(rows)
+        none = Pool(corpus.texts, np.empty(0, np.int64), np.zeros(len(rows) + 1, np.int64))
+        texts = Column(corpus.texts, TokenColumn(corpus.texts, tokenizer, max_tokens, prompt), none, mined)
+        columns += [*columns[:1] * (len(columns) == 1), texts]  # a single sentence is its own positive
     return SentenceExamples(rows, cast("PreTrainedTokenizerBase", tokenizer), tuple(columns))

@@ -1,4 +1,5 @@
-"""Texts that a row chooses from: lists of positives and of hard negatives, of which each step draws some.
+"""Texts that a row chooses from: lists of positives and of hard negatives, of which each step draws some; and the texts
+that hard negatives are mined of.
 
 A draw is a function of (seed, step, pair), so that ranks, micro-batches and kills change none. It is without
 replacement: a row with fewer texts than are drawn gives them all, and the places that are left stay empty.
@@ -108,3 +109,60 @@ def _flat(chunk: pa.Array) -> tuple[pa.Array, NDArray[np.int64]]:
 
 def _starts(column: pa.ChunkedArray) -> list[int]:
     return [0, *np.cumsum([len(chunk) for chunk in column.chunks]).tolist()][: column.num_chunks]
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Texts [m], different anchors [q], and what each row has of either. Texts that differ in blanks around them are
+    one."""
+
+    texts: pa.ChunkedArray
+    """[m], in the order of the rows."""
+
+    anchors: pa.ChunkedArray
+    """[q], likewise."""
+
+    anchor_of: NDArray[np.int64]
+    """[n]: row -> place in `anchors`."""
+
+    positives: Pool
+    """Row -> places in `texts`. Of single sentences, the sentence."""
+
+    barred: NDArray[np.int64]
+    """[e, 2]: an anchor, and a text that is no negative of it: the anchor itself, or a positive of any row with it."""
+
+
+@functools.lru_cache(maxsize=2)
+def corpus_of(rows: Rows) -> Corpus:
+    """Gather the anchors and the positives of rows whose columns are checked."""
+    names = rows.table.column_names
+    pools = [pool_of(rows, (names[0],)), pool_of(rows, (names[min(1, len(names) - 1)],))]
+    trimmed = [pc.utf8_trim_whitespace(chunk) for pool in pools for chunk in pool.texts.chunks]
+    said = numbered(pa.chunked_array(trimmed, pa.large_string()))
+    of_anchors, of_texts = said[: len(pools[0].texts)], said[len(pools[0].texts) :]
+    anchors, anchor_of = _each_once(of_anchors[pools[0].members])
+    texts, text_of = _each_once(of_texts[pools[1].members])
+    owner = np.repeat(np.arange(len(rows)), pools[1].counts())
+    barred = np.stack([anchor_of[owner], text_of], 1)
+    codes = of_texts[pools[1].members][texts]
+    own = of_anchors[pools[0].members][anchors]
+    place = np.searchsorted(codes, own, sorter=np.argsort(codes))
+    place = np.argsort(codes)[place.clip(max=len(codes) - 1)]
+    itself = np.flatnonzero(codes[place] == own)
+    barred = np.unique(np.concatenate([barred, np.stack([itself, place[itself]], 1)]), axis=0)
+    return Corpus(
+        pools[1].texts.take(pa.array(pools[1].members[texts])),
+        pools[0].texts.take(pa.array(pools[0].members[anchors])),
+        anchor_of,
+        Pool(pools[1].texts, text_of, pools[1].ends),
+        barred,
+    )
+
+
+def _each_once(codes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where each value comes first, in that order, and for every place which of these it has."""
+    _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return first[order], rank[inverse]

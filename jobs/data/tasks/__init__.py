@@ -1,7 +1,7 @@
 """What a task is: rows, views of them that an encoder takes, and what judges it.
 
-The built-in tasks are the files of jobs/tasks; one of the user's own is a class with the methods of `Parts`, which
-`OwnTask` makes into what a job needs.
+The built-in tasks are the files of jobs/metrics/tasks; one of the user's own is a class with the methods of `Parts`,
+which `OwnTask` makes into what a job needs.
 """
 
 from __future__ import annotations

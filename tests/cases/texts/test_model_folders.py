@@ -27,11 +27,11 @@ from jobs.config import JobConfig
 from jobs.data.__main__ import main as look
 from jobs.export import _embed_of, export
 from jobs.metrics import evaluate
+from jobs.metrics.tasks.sentence import Texts
 from jobs.models import ModelError, transformer
 from jobs.models.pretrained.folder import digest
 from jobs.models.pretrained.modules import ENDLESS
 from jobs.models.reading import reading
-from jobs.tasks.sentence import Texts
 from jobs.train import Training
 from orchestrator.cli import main
 from orchestrator.run_dir.provenance import DataFault, examine
@@ -256,7 +256,7 @@ def test_what_is_judged_and_exported_is_what_sentence_transformers_encodes(
 
 def encoded(training: Training) -> Any:
     encode = evaluate.Encoder(training.model, 8)
-    with evaluate._evaluation_mode(training.model):
+    with evaluate.evaluation_mode(training.model):
         assert training.tokenizer is not None
         return Texts(encode, training.tokenizer)(SHOUTED).numpy()
 

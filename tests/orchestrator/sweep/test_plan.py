@@ -29,7 +29,7 @@ from orchestrator.sweep.plan.trials import Planned
 from orchestrator.sweep.space import conditions
 
 ROOT = Path(__file__).parents[3]
-DEFAULTS = "f31c937405856b68"
+DEFAULTS = "09d40ba971c46e19"
 
 SWEEP: dict[str, Any] = {
     "name": "small",

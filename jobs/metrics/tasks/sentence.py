@@ -94,8 +94,8 @@ class SentenceTask:
 
     def _lacking(self) -> Iterator[str]:
         """Warn of rows that have fewer hard negatives than are drawn."""
-        for column in self.examples().columns[2:]:
-            if column.pool is not None:
+        for column in self.examples().columns[2:3]:
+            if column.pool is not None and self._job.data.hard_negatives:
                 few = int((column.pool.counts() < column.drawn).sum())
                 if few:
                     yield (
