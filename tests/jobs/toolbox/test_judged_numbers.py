@@ -12,12 +12,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from test_judges import sentences
 
 from jobs.config import JobConfig, components
 from jobs.core.outcomes import Outcomes, RowIds, numbers
 from jobs.data.sentences.retrieval import Retrieval
 from jobs.data.tasks.judging import judge_of
+from jobs.metrics.evaluate import measured
 
 PROVEN = {
     "knn_accuracy": "tests/jobs/test_evaluate.py",
@@ -321,3 +323,51 @@ def test_what_is_not_finite_is_not_a_number_in_every_metric(judge: str, tmp_path
     found = judging.evaluate(Broken(), rows, final=True)
     assert all(isinstance(outcome, Outcomes) and math.isnan(outcome.value) for outcome in found.values())
     assert {*found} == {*components.measures(judge, {})}
+
+
+# What a job asks for
+
+
+def asked(judge: str, **evaluation: Any) -> dict[str, Outcomes]:
+    whole = job(judge)
+    given = whole.model_dump() | {"evaluate": whole.evaluate.model_dump() | evaluation}
+    draw = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(12, 4, generator=draw) for _ in range(2))
+    pairs: dict[str, Any] = {
+        "left": left,
+        "right": right,
+        "scores": np.arange(12.0),
+        "embeddings": torch.cat([left, right]),
+    }
+    return measured(JobConfig.model_validate(given), ["spearman", "pearson"], 12, **pairs)
+
+
+def test_a_metric_of_ones_own_replaces_a_built_in_one_of_its_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """So that a sweep goes on that was written before there was one. Of those of ever the name is taken."""
+    (tmp_path / "own_numbers.py").write_text("def pearson(left, scores):\n    return len(left) + scores[0]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = asked("sts", metrics=["own_numbers:pearson"])
+    assert found["pearson"].value == 12
+    assert found["spearman"].value == asked("sts")["spearman"].value
+    with pytest.raises(ValidationError, match="is called spearman, as another one is"):
+        asked("sts", metrics=["own_numbers:spearman"])
+
+
+def test_a_built_in_metric_that_is_named_has_its_options() -> None:
+    """And is measured where it is not anyway."""
+    found = asked("sts", metrics=["random_pair_cosine"])
+    assert list(found) == ["spearman", "pearson", "random_pair_cosine"]
+    rows = np.array([[3, 0, 1.0], [0, 2, 0]])
+    given = {"gains": rows, "ideal": -np.sort(-rows), "relevant": np.array([2, 1])}
+    whole = job("retrieval")
+    evaluation = {"metrics": ["mrr"], "metric_options": {"mrr": {"k": 1}}}
+    config = JobConfig.model_validate(whole.model_dump() | {"evaluate": whole.evaluate.model_dump() | evaluation})
+    assert measured(config, [], 2, **given)["mrr"].columns[""].tolist() == [1, 0]
+
+
+def test_a_built_in_metric_of_what_is_not_there_is_refused_in_words() -> None:
+    with pytest.raises(ValueError, match="ndcg is computed of gains, ideal, which this judge does not give"):
+        asked("sts", metrics=["ndcg"])
+    assert list(asked("sts", metrics=["knn_accuracy"])) == ["spearman", "pearson"]  # as ever
