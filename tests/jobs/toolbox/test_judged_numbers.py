@@ -19,6 +19,7 @@ from jobs.config import JobConfig, components
 from jobs.core.outcomes import Outcomes, RowIds, numbers
 from jobs.data.sentences.retrieval import Retrieval
 from jobs.data.tasks.judging import judge_of
+from jobs.metrics.builtin.v_measure import agreement, first_centres, settled
 from jobs.metrics.evaluate import measured
 
 PROVEN = {
@@ -253,17 +254,33 @@ def test_isotropy_of_an_encoder_that_has_collapsed() -> None:
     assert called("pearson", left=same, right=same, scores=np.arange(12.0)).value == 0
 
 
-def test_clusters_that_fall_together_with_labels_and_those_that_do_not() -> None:
-    """Of an oracle from entropies, with scikit-learn's clusters; the same each time."""
+@given(st.integers(0, 2**31), st.integers(2, 6))
+@settings(max_examples=20)
+def test_clusters_are_those_of_scikit_learn_from_the_same_centres(seed: int, count: int) -> None:
+    """And their agreement with labels that of its V-measure, and that of an oracle from entropies."""
     from sklearn.cluster import KMeans
+    from sklearn.metrics import v_measure_score
 
+    random = np.random.default_rng(seed)
+    rows = oracles.unit(random.normal(size=(60, 3)) + 2 * np.eye(3)[random.integers(0, 3, 60)])
+    centres = first_centres(rows, count, random)
+    assert all(any(np.array_equal(centre, row) for row in rows) for centre in centres)
+    found, squares = settled(rows, centres)
+    peer = KMeans(count, init=centres, n_init=1, max_iter=1000, tol=0).fit(rows)
+    assert found.tolist() == peer.labels_.tolist()
+    assert squares == pytest.approx(peer.inertia_, rel=1e-9)
+    labels = random.integers(0, 4, 60)
+    assert agreement(labels, found) == pytest.approx(v_measure_score(labels, found), abs=1e-12)
+    assert agreement(labels, found) == pytest.approx(oracles.v_measure(labels.tolist(), found.tolist()), abs=1e-12)
+
+
+def test_clusters_that_fall_together_with_labels_and_those_that_do_not() -> None:
+    """The same each time, and the tightest of some starts."""
     random = np.random.default_rng(0)
     centres = np.eye(3)[random.integers(0, 3, 60)]
     labels = np.array(["a", "b", "c"])[centres.argmax(1)]
     rows = centres + 0.4 * random.normal(size=(60, 3))
     value = called("v_measure", queries=torch.from_numpy(rows), query_labels=labels)
-    clusters = KMeans(3, n_init=1, random_state=0).fit_predict(oracles.unit(rows))
-    assert value == pytest.approx(oracles.v_measure(labels.tolist(), clusters.tolist()), rel=1e-9)
     assert 0.3 < value < 1
     assert called("v_measure", queries=torch.from_numpy(rows), query_labels=labels) == value
     assert called("v_measure", queries=torch.from_numpy(centres), query_labels=labels) == pytest.approx(1)

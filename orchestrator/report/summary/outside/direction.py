@@ -19,7 +19,7 @@ LOWER = frozenset((
 
 HIGHER = frozenset((
     "accuracy", "accuracies", "acc", "f1", "fscore", "auc", "auroc", "auprc", "ap", "map", "miou", "iou",
-    "dice", "jaccard", "mrr", "ndcg", "dcg", "recall", "precision", "hits", "sensitivity", "specificity",
+    "dice", "jaccard", "measure", "mrr", "ndcg", "dcg", "recall", "precision", "hits", "sensitivity", "specificity",
     "spearman", "pearson", "kendall", "correlation", "corr", "r2", "bleu", "rouge", "meteor", "chrf", "cider",
     "ssim", "psnr", "mcc", "kappa", "nmi", "ari", "silhouette", "reward", "success", "likelihood",
     "loglikelihood", "elbo", "throughput", "speedup",
