@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from batchwise import ORACLES, Given, Queue, Sogclr, pair_classifier
+from batchwise import ORACLES, Given, Queue, Sogclr, Triangle, pair_classifier
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import SpawnRanks
@@ -43,6 +43,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "matryoshka": [{"dims": [2, 1]}, {"dims": [1, 2], "weights": [0.5, 2.0], "loss": "dcl"}],
     "pair_classifier": [{"classes": 7}],
     "queue": [{"size": 16, "momentum": 0.5}, {"size": 5, "momentum": 0.9, "positive": "model"}],
+    "triangle": [{"every": 2}, {"share": 0.3, "every": 3}, {"margin": 0.2}],
     "sogclr": [{"gamma": 0.6}, {"gamma": 0.9, "symmetric": True}],
     "gist": [{}, {"margin": 0.1, "own_side": False}, {"rule": "share", "share": 0.9}],
     "distillation": [{}, {"own_side": True}],
@@ -52,10 +53,10 @@ CASES: dict[str, list[dict[str, Any]]] = {
 
 if without := sorted({*components.builtin_names("loss")} - {*CASES} - {*OF_ROWS}):
     raise pytest.UsageError(f"a built-in loss is proven here before it is one; there are no cases of {without}")
-if without := sorted({*CASES} - {*ORACLES} - {"pair_classifier", "queue", "sogclr"}):
+if without := sorted({*CASES} - {*ORACLES} - {"pair_classifier", "queue", "sogclr", "triangle"}):
     raise pytest.UsageError(f"a loss has an oracle in tests/support/records/batchwise.py; there is none of {without}")
 
-MODULES = ("pair_classifier", "queue", "sogclr")
+MODULES = ("pair_classifier", "queue", "sogclr", "triangle")
 
 SIZES = {"embedding_width": 8, "data_rows": 200}
 
@@ -281,6 +282,47 @@ def test_sogclr_moves_the_normaliser_of_each_row(gamma: float, symmetric: bool) 
         assert float(value.detach()) == pytest.approx(expected, rel=1e-12)
         for leaf, gradient in ((queries, in_queries), (keys, in_keys)):
             torch.testing.assert_close(leaf.grad, torch.tensor(gradient), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", CASES["triangle"])
+def test_triangle_has_the_margin_of_what_belongs_together(options: dict[str, Any]) -> None:
+    """As it was in the step that it was estimated in. Mutant checks: estimated in every step; with a gradient."""
+    draw = np.random.default_rng(5)
+    module, oracle = built(components.load("loss", "triangle"), options, seed=1), Triangle(**options)
+    assert module is not None
+    module.double()
+    for step in range(1, 7):
+        units = [
+            x / np.linalg.norm(x, axis=-1, keepdims=True)
+            for x in (*draw.normal(size=(2, 4, 3)), draw.normal(size=(4, 2, 3)))
+        ]
+        ids, key_ids, negative_ids = [1, 2, 3, step], [5, 6, 7, 8], [[9, 10]] * 4
+        batch = Given(units[0], units[1], units[2], ids, key_ids, negative_ids, [], [], 0.2, step)
+        leaves = [torch.tensor(x, requires_grad=True) for x in units]
+        texts = {"ids": torch.tensor(ids), "key_ids": torch.tensor(key_ids), "negative_ids": torch.tensor(negative_ids)}
+
+        def value(*sides: Tensor, at: int, texts: Any = texts) -> Any:
+            given = dict(zip(("queries", "keys", "negatives"), sides, strict=True))
+            return module(**given, **texts, temperature=0.2, step=at)
+
+        seen = value(*leaves, at=step)
+        assert float(seen.detach()) == pytest.approx(oracle.step(batch), rel=1e-12)
+        assert float(module.state_dict()["margin"]) == pytest.approx(oracle.margin, rel=1e-12)
+        slopes = torch.autograd.grad(seen, leaves)
+        # No margin is estimated in step 2, so there the slope is that of a number that stays.
+        fixed = torch.autograd.grad(value(*leaves, at=2), leaves)
+        assert all(map(torch.equal, slopes, fixed))
+        assert torch.autograd.gradcheck(partial(value, at=2), leaves)
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 6))
+def test_a_margin_as_wide_as_a_class_makes_distances_rank(seed: int, width: int) -> None:
+    """The inequality behind it, of any four points: sqrt(1 - cosine) is a metric."""
+    points = np.random.default_rng(seed).normal(size=(3, width))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    x, y, z = (np.sqrt(np.maximum(1 - points[i] @ points[j], 0)) for i, j in ((0, 1), (1, 2), (0, 2)))
+    assert z <= x + y + 1e-12
 
 
 @pytest.mark.parametrize("name", [*CASES])

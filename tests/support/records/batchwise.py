@@ -283,6 +283,31 @@ class Queue:
         return total / len(given.queries)
 
 
+class Triangle:
+    """Su 2021: distances and a margin, pair by pair."""
+
+    def __init__(self, margin: float | None = None, share: float = 1.0, every: int = 100) -> None:
+        self.fixed, self.share, self.every = margin is not None, share, every
+        self.margin = margin or 0.0
+
+    def step(self, given: Given) -> float:
+        """Value of a step; the margin is that of its pairs where it is due."""
+
+        def distance(x: Array, y: Array) -> float:
+            return math.sqrt(max(1 - float(x @ y), 0.0))
+
+        own = [distance(x, y) for x, y in zip(given.queries, given.keys, strict=True)]
+        if not self.fixed and given.step % self.every == 1 % self.every:
+            self.margin = self.share * sum(own) / len(own)
+        total = 0.0
+        for i, query in enumerate(given.queries):
+            away = [
+                (own[i] + self.margin - distance(query, other)) / given.temperature for other in given.candidates(i)
+            ]
+            total += math.log(1 + sum(map(math.exp, away)))
+        return total / len(own)
+
+
 ORACLES: dict[str, Callable[..., float]] = {
     function.__name__: function
     for function in (
