@@ -25,6 +25,7 @@ from orchestrator.report.tables.blocks import (
     Picture,
     numbered,
 )
+from orchestrator.report.tables.measures import measures
 from orchestrator.sweep import flatten
 from orchestrator.system.display import counted, ranges
 
@@ -122,6 +123,7 @@ def _evidence(summary: Summary, names: Names) -> Iterator[Block]:
         yield Picture(numbered("levels", number))
         yield grids.arms(view, names)
         yield Picture(numbered("curves", number))
+    yield from measures(summary, names)
 
 
 def _by_metric(view: Answer, *, of: Answer) -> Iterator[Block]:
@@ -162,6 +164,7 @@ def _all_arms(answer: MultiRunSummary, names: Names) -> Iterator[Block]:
         yield from _by_metric(view, of=answer)
         yield grids.arms(view, names)
         yield Picture(numbered("curves", number))
+    yield from measures(answer, names)
 
 
 def _across(answer: MultiRunSummary, names: Names) -> Iterator[Block]:

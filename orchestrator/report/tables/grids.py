@@ -28,6 +28,7 @@ from orchestrator.report.summary.sentences import (
 )
 from orchestrator.report.swaps import SettingSummary
 from orchestrator.report.tables.blocks import Block, Bullets, Grid, Heading, Paragraph
+from orchestrator.report.tables.measures import beside
 from orchestrator.statistics import Comparison
 from orchestrator.statistics.rows import VarianceParts
 from orchestrator.system.display import counted, first_line
@@ -227,8 +228,8 @@ def exploratory(summary: Summary, names: Names) -> Iterator[Block]:
 
 
 def arms(answer: Answer, names: Names) -> Grid:
-    """Build the table of the arms: the metric, how often each diverged, the other metrics."""
-    others = sorted({key for arm in answer.arms for key in arm.metrics} - {answer.metric})
+    """Build the table of the arms: the metric, how often each diverged, the other metrics where these are few."""
+    others = beside(answer)
     return Grid(
         (names.heading, "mean", "95% interval", "untrained", "diverged", *others, "n"),
         [

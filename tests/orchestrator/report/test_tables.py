@@ -13,12 +13,17 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from ledgers import BETTER, Written
+from ledgers import BETTER, Begin, Written
 from rich.console import Console
 from scipy import stats
 
 from orchestrator import report
 from orchestrator.report import parquet
+from orchestrator.report.naming import names_of
+from orchestrator.report.render.page import markdown
+from orchestrator.report.tables import grids
+from orchestrator.report.tables.content import Page as Words
+from orchestrator.report.tables.measures import measures
 
 Table = list[list[str]]
 
@@ -182,6 +187,40 @@ def test_both_pages_have_the_same_tables_and_no_other(written: Written) -> None:
     html, markdown = Tables(written.read("report.html")).found, of_markdown(written.read("report.md"))
     assert html == markdown
     assert len(html) == len(TABLES)
+
+
+def measured(begin: Begin, arms: Sequence[str], more: int) -> list[Table]:
+    """The tables of a page of arms with so many metrics beside their own."""
+    margins = enumerate(arms)
+    run = begin("".join(f'[[arm]]\nlabel = "{arm}"\n"loss.margin" = {at / 100}\n' for at, arm in margins))
+    for number, arm in enumerate(arms):
+        for trial in run.confirm(arm):
+            further = {f"recall_at_{at}": 0.1 * at + number for at in range(1, more + 1)}
+            run.done(trial, 0.5 + number, more=further)
+    found = report.summarize(run.ledger)
+    names = names_of(found.arms)
+    page = Words("Q", "T", ["V"], "S", [], [grids.arms(found, names), *measures(found, names)])
+    return of_markdown(markdown(page))
+
+
+@pytest.mark.parametrize(("arms", "more"), [(2, 2), (2, 3), (7, 3)])
+def test_a_table_is_no_wider_for_many_metrics(begin: Begin, arms: int, more: int) -> None:
+    """Seen: a judge that measures nine numbers made the table of the arms twice as wide as the page."""
+    labels = [f"a{number}" for number in range(arms)]
+    of_arms, *rest = measured(begin, labels, more)
+    recalls = [f"recall_at_{at}" for at in range(1, more + 1)]
+    if more == 2:
+        assert of_arms[0][5:-1] == ["alignment", *recalls]
+        assert rest == []
+        return
+    assert len(of_arms[0]) == 6
+    (table,) = rest
+    by_arm = table if arms > 6 else [list(column) for column in zip(*table, strict=True)]
+    assert by_arm[0][1:] == ["alignment", "knn_accuracy", *recalls]
+    assert [row[0] for row in by_arm[1:]] == labels
+    for number, row in enumerate(by_arm[1:]):
+        expected = [0.5 + number, *(0.1 * at + number for at in range(1, more + 1))]
+        assert [float(cell) for cell in row[2:]] == pytest.approx(expected)
 
 
 def test_a_terminal_shows_forty_comparisons_and_first_those_that_say_something(tmp_path: Path) -> None:
