@@ -61,8 +61,8 @@ def check(job: JobConfig) -> list[str]:
         if not job.is_own_task and len(rows) < 2:
             raise rows.fault(f"has 1 row; data.{key} needs at least two to judge an encoder on")
     warnings = [*task_of(job).check()]
-    _try_sampler(job)
     warnings += check_model(job)
+    _try_sampler(job)
     if job.trains and has_single_sentences(job):
         models.check_views(job)
     return [*dict.fromkeys(warnings), *_overlaps(train, judged)]

@@ -22,8 +22,9 @@ from jobs.data.sentences import (
     tokenizer_for,
 )
 from jobs.data.sentences.duplicates import repeats
-from jobs.data.sentences.pools import first_texts
+from jobs.data.sentences.pools import first_texts, pool_of
 from jobs.data.sentences.tokens import tokenised
+from jobs.data.sources import Rows
 from jobs.data.tasks.judging import Encode, Judge, checks, judge_of
 from jobs.models.pretrained.tokenizer import Tokenizer
 
@@ -85,23 +86,23 @@ class SentenceTask:
             beside.doubts(train, known=job.data.scores, grouping=(job.data.source, job.data.label))
             cells.refuse(texts, texts.table.column_names, "data.columns")
         yield from cells.notes(texts, texts.table.column_names)
-        yield from self._lacking()
+        yield from self._lacking(train)
         if job.augments_tokens:
             self._try_views()
         yield from checks(job)
         if job.trains:
             yield from repeats(job, train)
 
-    def _lacking(self) -> Iterator[str]:
+    def _lacking(self, train: Rows) -> Iterator[str]:
         """Warn of rows that have fewer hard negatives than are drawn."""
-        for column in self.examples().columns[2:3]:
-            if column.pool is not None and self._job.data.hard_negatives:
-                few = int((column.pool.counts() < column.drawn).sum())
-                if few:
-                    yield (
-                        f"{counted(few)} of data.train have fewer than data.hard_negatives = {column.drawn} hard "
-                        "negatives; their places stay empty"
-                    )
+        drawn = self._job.data.hard_negatives
+        if drawn:
+            few = int((pool_of(train, tuple(train.table.column_names[2:])).counts() < drawn).sum())
+            if few:
+                yield (
+                    f"{counted(few)} of data.train have fewer than data.hard_negatives = {drawn} hard negatives; their "
+                    "places stay empty"
+                )
 
     def _try_views(self) -> None:
         """Make views of the first rows. Raises DataError where the tokenizer lacks what the augmentation needs."""
