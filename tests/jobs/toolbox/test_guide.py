@@ -4,8 +4,6 @@ files count for."""
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from test_losses_of_batches import trained
 from torch import Tensor
 
 from jobs.config import JobConfig, components
+from jobs.data.__main__ import main as look_at_data
 from jobs.data.batches import Draw
 from jobs.data.sentences import sentence_examples
 from jobs.data.sentences.pools import EMPTY
@@ -31,8 +30,6 @@ from jobs.losses import GuideRows, JobLoss
 from jobs.models import ModelError
 from jobs.train import Training, origin
 from jobs.train.guide import BLOCK, Guide
-
-ROOT = Path(__file__).parents[3]
 
 
 def rows_of_text(n: int) -> list[str]:
@@ -264,19 +261,13 @@ def test_what_cannot_be_a_guide_is_refused_in_words(tmp_path: Path, guide_folder
         JobLoss(job_of(tmp_path, None))
 
 
-def test_its_files_count_as_those_of_an_encoder_do(tmp_path: Path) -> None:
+def test_its_files_count_as_those_of_an_encoder_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On the ranks, and in what `jobs.data` says before a run. Mutant check: a digest of model.name alone."""
     guide = folders.encoder(tmp_path / "guide")
     job = job_of(tmp_path, guide)
     (tmp_path / "job.json").write_text(json.dumps(job.model_dump(mode="json")))
-    done = subprocess.run(
-        [sys.executable, "-m", "jobs.data", str(tmp_path / "job.json")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    answer = json.loads(done.stdout)
+    assert look_at_data([str(tmp_path / "job.json")]) == 0
+    answer = json.loads(capsys.readouterr().out)
     assert answer["weights"] is None
     assert answer["guide"]["key"] == "loss.guide"
     seen = origin.look(job, {})
