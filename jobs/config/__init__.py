@@ -7,6 +7,7 @@ from jobs.config.data_sections import Augment as Augment
 from jobs.config.data_sections import Mine as Mine
 from jobs.config.job import DIVIDES as DIVIDES
 from jobs.config.job import EXECUTION_METRICS as EXECUTION_METRICS
+from jobs.config.job import OF_SEED as OF_SEED
 from jobs.config.job import POINTS as POINTS
 from jobs.config.job import ConfigError as ConfigError
 from jobs.config.job import ConfigIssue as ConfigIssue

@@ -15,7 +15,6 @@ from typing import Literal
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from jobs.config import components
-from jobs.config.after_sections import DRAWN
 from jobs.config.components import TaskName, builtin_names, is_class, is_import_path, literal_of
 from jobs.config.data_sections import Augment, Data, Mine
 from jobs.config.identity import canonical, counted_from, hashed
@@ -50,6 +49,9 @@ __all__ = [
 
 EXECUTION_METRICS = ("samples_per_second", "peak_memory_mb", "system/")
 """How the keys of points begin that say how a job was computed. They differ whenever it is done again."""
+
+OF_SEED = "{seed}"
+"""Stands in a name of an encoder for the seed of the job."""
 
 POINTS = 1000
 """Most points of one key and trial that are recorded, and so what ledger and MLflow hold."""
@@ -88,6 +90,17 @@ class JobConfig(Section):
     optimizer: Optimizer = Optimizer()
     evaluate: Evaluate = Evaluate()
     execution: Execution = Execution()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _encoder_of_its_seed(cls, given: object) -> object:
+        """Put the seed into a name of an encoder with a place for it: `encoders/{seed}` was trained with the same."""
+        if not isinstance(given, Mapping) or not isinstance(model := given.get("model"), Mapping):
+            return given
+        name = model.get("name")
+        if not isinstance(name, str) or OF_SEED not in name:
+            return given
+        return {**given, "model": {**model, "name": name.replace(OF_SEED, str(given.get("seed", 0)))}}
 
     @model_validator(mode="after")
     def _sections_agree(self) -> JobConfig:
@@ -286,17 +299,6 @@ class JobConfig(Section):
     def trains(self) -> bool:
         """Whether it trains at all: a budget of no samples is judged once, as it is."""
         return self.budget.samples != 0
-
-    @property
-    def is_seedless(self) -> bool:
-        """Whether nothing depends on its seed, as far as its own keys say: it trains nothing, its encoder has files,
-        and what is done to embeddings is built in and draws nothing."""
-        judge = self.evaluate.judge
-        judges = judge.values() if isinstance(judge, dict) else [judge]
-        code = (self.evaluate.after, *judges, *self.evaluate.metrics)
-        has_files = self.model.name is not None and self.model.name not in builtin_names("encoder")
-        is_own = self.is_function or any(is_import_path(name or "") for name in (self.task, self.model.name, *code))
-        return not self.trains and has_files and not is_own and self.evaluate.after not in DRAWN
 
     @property
     def idle_sections(self) -> set[str]:

@@ -71,8 +71,9 @@ class Model(Section):
 
     name: str | None = None
     """`vit`, `resnet` or `bert`, built from the fields below and trained from nothing; an import path of an encoder of
-    your own, such as `mylab.models:MyEncoder`; else a local folder or a Hub name for transformers' AutoModel. None:
-    `vit` for images, `bert` for sentences."""
+    your own, such as `mylab.models:MyEncoder`; else a local folder or a Hub name for transformers' AutoModel, with
+    `{seed}` in it for the job's seed: `encoders/{seed}` was trained with the same. None: `vit` for images, `bert` for
+    sentences."""
 
     options: Options = {}
     """Arguments of an encoder by import path, by name."""

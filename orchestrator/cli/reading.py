@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from jobs.config import OF_SEED
 from orchestrator.cli.group import ADDRESS, ERR, JSON, main
 from orchestrator.cli.places import do_there, leaving, refuse_uri_for_a_folder
 from orchestrator.cli.printing import (
@@ -30,7 +31,7 @@ from orchestrator.system.masking import without_user
 from orchestrator.system.versions import versioned
 
 if TYPE_CHECKING:
-    pass
+    from orchestrator.run_dir.export import Exported
 
 
 @main.command()
@@ -108,7 +109,11 @@ def export(run: str, trial: str, dest: str, *, as_json: bool, address: str | Non
     \b
         orchestrator export runs/quickstart flatnce encoders/flatnce
         orchestrator export runs/quickstart 3f2a encoders/3f2a --json
+        orchestrator export runs/quickstart flatnce 'encoders/flatnce/{seed}'
         orchestrator export s3://bucket/first-try flatnce encoders/flatnce --address http://HEAD:8265
+
+    With {seed} in DEST, of each confirm trial of ARM to a folder of its own: model.name = "encoders/flatnce/{seed}" of
+    another sweep then judges the encoders that were trained with its seeds.
 
     transformers' AutoModel and sentence-transformers load the folder without this package, with the embeddings that
     the trial was judged by; an encoder of images with trust_remote_code=True. Its README says how.
@@ -117,6 +122,8 @@ def export(run: str, trial: str, dest: str, *, as_json: bool, address: str | Non
     if address is not None:
         from orchestrator.cli import submission
 
+        if OF_SEED in dest:
+            raise click.UsageError(f"{OF_SEED} in DEST goes without --address; export one trial after another")
         code, brought = submission.export(address, run, trial, Path(dest), err=ERR)
         if brought is None:
             sys.exit(code)
@@ -125,7 +132,15 @@ def export(run: str, trial: str, dest: str, *, as_json: bool, address: str | Non
         from orchestrator.run_dir import export as exporting
         from orchestrator.run_dir import folder as runs
 
+        if OF_SEED in dest:
+            for each in exporting.export_each(runs.find(run), trial, dest):
+                _print_export(each, as_json=as_json)
+            return
         done = exporting.export(runs.find(run), trial, Path(dest))
+    _print_export(done, as_json=as_json)
+
+
+def _print_export(done: Exported, *, as_json: bool) -> None:
     if as_json:
         print_json(versioned("export", done))
     else:

@@ -8,9 +8,11 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypedDict
 
+from jobs.config import OF_SEED
 from jobs.core.paths import BASE
 from orchestrator.ledger import Run, Stage, Trial
 from orchestrator.run_dir import provenance
@@ -88,6 +90,22 @@ def export(folder: RunFolder, wanted: str, dest: Path) -> Exported:
         "chosen": why,
     }
     return of_trial
+
+
+def export_each(folder: RunFolder, arm: str, dest: str) -> Iterator[Exported]:
+    """Write the encoder of each confirm trial of an arm to the folder `dest`, with the trial's seed in the place of
+    `{seed}`, one after another. Raises RunError for what is no arm, and as `export`; then those before are there."""
+    with contextlib.closing(folder.open()) as ledger:
+        trials = ledger.trials()
+    arms = list(dict.fromkeys(trial.arm for trial in trials))
+    own = [t for t in trials if t.arm == arm and t.stage == "confirm" and t.state == "done" and t.outcome == "ok"]
+    if not own:
+        raise RunError(
+            f"{arm!r} is no arm of {folder.name} with a confirm trial that is done; {OF_SEED} in {dest} stands for the "
+            f"seeds of one: {', '.join(arms) or 'none yet'}"
+        )
+    for trial in own:
+        yield export(folder, trial.id, Path(dest.replace(OF_SEED, str(trial.seed))))
 
 
 def choose(run: Run, trials: list[Trial], wanted: str, folder: RunFolder) -> tuple[Trial, str]:

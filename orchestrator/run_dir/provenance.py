@@ -28,7 +28,7 @@ from orchestrator.ledger import Attempt, Ledger, Trial
 from orchestrator.ledger.stored import AttemptRecord, CodeRecord, JsonObject, ProvenanceRecord, SourceRecord
 from orchestrator.run_dir.folder import RunError
 from orchestrator.sweep.components import distributions
-from orchestrator.sweep.plan import Plan, examined_of
+from orchestrator.sweep.plan import Plan, examined_of, missing_encoders
 from orchestrator.system import scratch
 
 PACKAGE = Path(jobs.__file__).parent
@@ -96,6 +96,7 @@ def examine(
     known: what the run has recorded. Then the data are not checked again, and only read where their files are not the
     same as then. meanwhile: what to do while the other process reads. Raises DataFault for what cannot be used.
     """
+    _refuse_missing(plan)
     whole = [job.model_dump(mode="json") for job in examined_of(plan)]
     distinct = {_looked_at(job): job for job in whole}
     with scratch.folder("data") as temporary:
@@ -161,9 +162,16 @@ def _refuse_arms_alike(plan: Plan, readings: Mapping[str, JsonObject]) -> None:
             )
 
 
+def _refuse_missing(plan: Plan) -> None:
+    """Raise DataFault where encoders that were trained with the seeds of the plan are not there."""
+    if lines := missing_encoders(plan):
+        raise DataFault("\n".join(lines))
+
+
 def look_at_encoders(plan: Plan) -> list[str]:
     """Return what a person should know of the encoders of a plan that are folders here. Raises DataFault for an encoder
     that cannot do what its job asks of it. Without such a folder nothing is started."""
+    _refuse_missing(plan)
     jobs_ = [
         job for job in examined_of(plan) if any(map(is_folder_here, filter(None, (job.model.name, job.loss.guide))))
     ]

@@ -114,7 +114,7 @@ def contradictions(sweep: Sweep) -> list[ConfigIssue]:
     return [
         *repeated_issues(sweep),
         *_arm_issues(sweep, arms),
-        *_seed_issues(sweep, is_seedless=all(arm.config(stage="confirm", seed=0).is_seedless for arm in arms)),
+        *_seed_issues(sweep, is_seedless=all(arm.is_seedless for arm in arms)),
         *_swap_issues(sweep),
         *_metric_issues(sweep, arms),
         *_resource_issues(sweep, arms),
@@ -211,8 +211,8 @@ def _seed_issues(sweep: Sweep, *, is_seedless: bool) -> Iterable[ConfigIssue]:
             "confirm.seeds",
             repr(seeds.looks if isinstance(seeds, SeedLooks) else seeds),
             "nothing differs between seeds, as nothing is trained and every encoder is a folder: copies of one number "
-            "are no test; set confirm.seeds = 1, and the report says what other rows might have shown. For seeds, give "
-            "encoders that were trained with them",
+            "are no test; set confirm.seeds = 1, and the report says what other rows might have shown. For seeds, name "
+            "encoders that were trained with them: model.name = 'encoders/{seed}'",
         )
     if not is_seedless and isinstance(count, int) and count < 2:
         yield ConfigIssue("confirm.seeds", repr(seeds), "an interval needs two seeds or more; 'enough' chooses")

@@ -626,3 +626,14 @@ def test_a_real_run_is_exported_by_arm_and_by_trial(finished: Path, tmp_path: Pa
     assert f"trial {own[0]['id']} of arm flatnce: step 8, 32 columns" in told
     assert "SentenceTransformer('encoders/one', trust_remote_code=True)" in told
     assert "nothing is overwritten" in call("export", run, "flatnce", "encoders/one", cwd=tmp_path, code=2)
+
+
+@pytest.mark.soak
+def test_the_encoders_of_all_seeds_of_an_arm_go_to_folders_of_their_own(finished: Path, tmp_path: Path) -> None:
+    said = call("export", "runs/small", "flatnce", str(tmp_path / "{seed}"), cwd=finished)
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert len(written) > 1
+    for seed in written:
+        job = (tmp_path / seed / "README.md").read_text()
+        assert f"seed {seed}" in job
+        assert str(tmp_path / seed) in said

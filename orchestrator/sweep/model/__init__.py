@@ -12,8 +12,9 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, JsonValue, PrivateAttr, Tag, model_validator
 
-from jobs.config import JobConfig, Section, canonical
-from jobs.config.components import is_import_path
+from jobs.config import OF_SEED, JobConfig, Section, canonical
+from jobs.config.after_sections import DRAWN
+from jobs.config.components import builtin_names, is_import_path
 from orchestrator.sweep.model.metric import Metric
 from orchestrator.sweep.values import AsGiven, Level, Levels, Settings, alternatives, flatten, identity, merged, shown
 
@@ -335,6 +336,18 @@ class Arm:
         """What the arm optimises, as text: its job except for how it is computed."""
         return canonical(self._untuned.model_dump(mode="json", exclude=self._untuned.idle_sections))
 
+    @cached_property
+    def encoder_of_seed(self) -> str | None:
+        """The name of its encoder as it was given, if it has a place for the seed."""
+        model = self.job.get("model")
+        name = model.get("name") if isinstance(model, dict) else None
+        return name if isinstance(name, str) and OF_SEED in name else None
+
+    @property
+    def is_seedless(self) -> bool:
+        """Whether nothing of it differs between seeds, as far as that is known before it runs."""
+        return self.encoder_of_seed is None and _is_seedless(self._untuned)
+
     def config(self, *, stage: str, seed: int, settings: Settings | None = None) -> JobConfig:
         """Build the job of one trial of this arm. Raises pydantic's ValidationError."""
         if not settings and (stage, seed) == ("confirm", 0):
@@ -345,6 +358,16 @@ class Arm:
     def _untuned(self) -> JobConfig:
         """What stands for the arm before anything is tuned; asked for many times, of a thousand arms."""
         return JobConfig.model_validate(merged(self.job, {}) | {"stage": "confirm", "seed": 0})
+
+
+def _is_seedless(job: JobConfig) -> bool:
+    """Return whether nothing depends on a job's seed, as far as its own keys say: it trains nothing, its encoder has
+    files, and what is done to embeddings is built in and draws nothing."""
+    judges = [*job.evaluate.judge.values()] if isinstance(job.evaluate.judge, dict) else [job.evaluate.judge]
+    code = (job.evaluate.after, *judges, *job.evaluate.metrics)
+    has_files = job.model.name is not None and job.model.name not in builtin_names("encoder")
+    is_own = job.is_function or any(is_import_path(name or "") for name in (job.task, job.model.name, *code))
+    return not job.trains and has_files and not is_own and job.evaluate.after not in DRAWN
 
 
 def arms_of(sweep: Sweep) -> list[Arm]:

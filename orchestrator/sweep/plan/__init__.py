@@ -19,7 +19,7 @@ from jobs.config import JobConfig, canonical, trial_id
 from jobs.config.identity import FORMER, counted_from, with_former
 from orchestrator.sweep import Arm, Sweep, arms_of, flatten, merged, search
 from orchestrator.sweep.model import Space
-from orchestrator.sweep.plan.examined import examined_of, jobs_of
+from orchestrator.sweep.plan.examined import as_named, examined_of, jobs_of, missing_encoders
 from orchestrator.sweep.plan.seeds import (
     REPEATS_AS_UNITS,
     Basis,
@@ -39,7 +39,7 @@ from orchestrator.sweep.values import Settings, by_todays_names
 
 __all__ = [
     "REPEATS_AS_UNITS", "RULES", "Basis", "Plan", "SpreadOf", "Summary", "changed_keys", "changed_order", "differing",
-    "examined_of", "family_of", "is_as_begun", "jobs_of", "make", "own_loop", "stored",
+    "examined_of", "family_of", "is_as_begun", "jobs_of", "make", "missing_encoders", "own_loop", "stored",
 ]  # fmt: skip
 
 RULES = 2
@@ -229,6 +229,7 @@ class Plan:
         summary = self.summary()
         configs = [arm.config(stage="confirm", seed=0) for arm in self.arms]
         jobs = [config.model_dump(mode="json", exclude={"stage", "seed"}) for config in configs]
+        jobs = [as_named(job, arm) for job, arm in zip(jobs, self.arms, strict=True)]
         arms = [{**arm, "job": job} for arm, job in zip(summary["arms"], jobs, strict=True)]
         more = {"suggestions": dict(self.suggestions), "defaults": dict(self.defaults), "apart": self.apart}
         whole = {**summary, "arms": arms, **more}

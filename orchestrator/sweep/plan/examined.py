@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import JsonValue, ValidationError
 
-from jobs.config import JobConfig
+from jobs.config import OF_SEED, JobConfig
+from jobs.core.paths import is_folder_here
 from orchestrator.sweep.model import Arm
 from orchestrator.sweep.space import conditions
 
@@ -27,11 +29,42 @@ def examined_of(plan: Plan) -> list[JobConfig]:
     `jobs_of`, with the ends of what their arms are tuned over."""
     stages = ["tune", "confirm"] if plan.sweep.tune else ["confirm"]
     return [
-        arm.config(stage=stage, seed=0, settings=ends)
+        arm.config(stage=stage, seed=seed, settings=ends)
         for arm in plan.arms
         for ends in _ends(plan, arm)
         for stage in stages
+        for seed in _seeds(plan, arm, stage)
     ]
+
+
+def _seeds(plan: Plan, arm: Arm, stage: str) -> Sequence[int]:
+    """List the seeds of a stage whose jobs read different encoders; one for all where no seed decides it."""
+    if arm.encoder_of_seed is None:
+        return (0,)
+    return plan.tune_seeds if stage == "tune" else plan.confirm_seeds
+
+
+def as_named(job: dict[str, JsonValue], arm: Arm) -> dict[str, JsonValue]:
+    """Return an arm's job with the name of its encoder as it was given, before any seed was put into it."""
+    name, model = arm.encoder_of_seed, job["model"]
+    return job if name is None or not isinstance(model, dict) else {**job, "model": {**model, "name": name}}
+
+
+def missing_encoders(plan: Plan) -> list[str]:
+    """Say which encoders of which seeds are not there, and what to do about it."""
+    lines = []
+    for arm in plan.arms:
+        template = arm.encoder_of_seed
+        for stage, seeds in (("tune", plan.tune_seeds), ("confirm", plan.confirm_seeds)) if template else ():
+            assert template is not None
+            lacking = [seed for seed in seeds if not is_folder_here(template.replace(OF_SEED, str(seed)))]
+            if lacking:
+                lines.append(
+                    f"arm {arm.label}: model.name = '{template}' is no folder for the {stage} seeds "
+                    f"{', '.join(map(str, lacking))}; export them, as orchestrator export RUN ARM '{template}' does "
+                    f"for all confirm seeds of an arm, or name the seeds that are there in {stage}.seeds"
+                )
+    return lines
 
 
 def _ends(plan: Plan, arm: Arm) -> list[dict[str, JsonValue]]:
