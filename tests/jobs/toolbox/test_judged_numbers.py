@@ -243,6 +243,13 @@ def test_correlation_and_isotropy_are_those_of_their_definitions(seed: int, coun
         assert value == pytest.approx(getattr(oracles, name)(rows), rel=1e-9, abs=1e-12), name
 
 
+def test_isotropy_is_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.random.default_rng(0).normal(size=(40, 3)) + 1
+    for name in ("largest_eigenvalue_share", "random_pair_cosine"):
+        monkeypatch.setattr(f"jobs.metrics.builtin.isotropy.{name}.ROWS_AT_ONCE", 7)
+        assert called(name, embeddings=torch.from_numpy(rows)) == pytest.approx(getattr(oracles, name)(rows), rel=1e-9)
+
+
 def test_isotropy_of_an_encoder_that_has_collapsed() -> None:
     """All cosines are 1, and there is no variance to have a share of."""
     same = torch.ones(12, 5)

@@ -7,13 +7,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+ROWS_AT_ONCE = 8192
+
 
 def largest_eigenvalue_share(embeddings: Tensor) -> float | None:
     """Compute the share of the variance along the direction that has most of it. embeddings [n, D], of any length.
-    None where there is no variance."""
-    rows = F.normalize(embeddings.double(), dim=-1)
-    rows = rows - rows.mean(0)
-    covariance = rows.T @ rows if rows.shape[1] <= len(rows) else rows @ rows.T
+    None where there is no variance. In parts, so that no copy in double precision is as large as a corpus."""
+    parts = embeddings.split(ROWS_AT_ONCE)
+    mean = sum((_unit(part).sum(0) for part in parts), start=torch.zeros(embeddings.shape[1], dtype=torch.float64))
+    mean = mean / len(embeddings)
+    covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
+    for part in parts:
+        centred = _unit(part) - mean
+        covariance += centred.T @ centred
     total = float(covariance.trace())
     # What rounding leaves of n rows that are equal is no variance.
-    return float(torch.linalg.eigvalsh(covariance)[-1]) / total if total > 1e-12 * len(rows) else None
+    return float(torch.linalg.eigvalsh(covariance)[-1]) / total if total > 1e-12 * len(embeddings) else None
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return F.normalize(rows.double(), dim=-1)

@@ -3,8 +3,11 @@ a narrow cone. Lower is more isotropic. It is the mean over all pairs of distinc
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+ROWS_AT_ONCE = 8192
 
 
 def random_pair_cosine(embeddings: Tensor) -> float | None:
@@ -12,6 +15,9 @@ def random_pair_cosine(embeddings: Tensor) -> float | None:
     count = len(embeddings)
     if count < 2:
         return None
-    rows = F.normalize(embeddings.double(), dim=-1)
+    sums, squares = torch.zeros(embeddings.shape[1], dtype=torch.float64), 0.0
+    for part in embeddings.split(ROWS_AT_ONCE):
+        rows = F.normalize(part.double(), dim=-1)
+        sums, squares = sums + rows.sum(0), squares + float(rows.square().sum())
     # The sum over all ordered pairs is the square of the sum, without the rows with themselves.
-    return float(rows.sum(0).square().sum() - rows.square().sum()) / (count * (count - 1))
+    return (float(sums.square().sum()) - squares) / (count * (count - 1))
