@@ -27,7 +27,7 @@ def _judged_width(job: JobConfig) -> int:
         if isinstance(hidden, int):
             return hidden
     numbers = (value for value in job.evaluate.after_options.values() if isinstance(value, int))
-    return max(64, *numbers, *job.evaluate.dims)
+    return max([64, *numbers, *job.evaluate.dims])
 
 
 def try_metric(job: JobConfig) -> Iterator[Issue]:
