@@ -24,6 +24,7 @@ from rates import (
     lost_best_rate,
     normal_rows,
     rows_coverage,
+    several_metrics_rate,
     two_way_bootstrap_coverage,
 )
 from simulated import (
@@ -65,6 +66,18 @@ def test_wrong_claims_of_the_joint_test() -> None:
             print(f"  {name:36} m = {m}  {cells}  all {rate.share:.3f}  given: {given}")
             if rate.exceeds(nominal):
                 too_often.append((name, m, rate))
+    assert too_often == []
+
+
+def test_wrong_claims_by_several_metrics() -> None:
+    print("\nany wrong claim by any of three metrics, three contrasts, 2,000 sweeps; with looks 600; accepted 0.05")
+    too_often = []
+    for correlation in (0.0, 0.5, 0.9):
+        rates = [several_metrics_rate(n, 3, correlation, sweeps=2000) for n in (8, 11)]
+        rates.append(several_metrics_rate(14, 3, correlation, (7, 10, 14), sweeps=600))
+        cells = " ".join(f"{rate.share:.3f}" for rate in rates)
+        print(f"  correlated by {correlation}: 8 seeds, 11, looks at 7, 10, 14: {cells}")
+        too_often += [(correlation, rate) for rate in rates if rate.exceeds(ALPHA)]
     assert too_often == []
 
 

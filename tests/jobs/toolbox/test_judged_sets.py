@@ -112,6 +112,24 @@ def test_each_set_all_of_them_and_their_mean_are_measured(sources: dict[str, str
     assert set(found) == {f"{name}/{metric}" for name in ("a", "b", "all", "mean") for metric in named}
 
 
+def test_sets_of_several_judges_have_no_common_metrics(sources: dict[str, str], tmp_path: Path) -> None:
+    """Nor have sets of one judge with other options. Mutant check: the first set's judge for all."""
+    labelled = "\n".join(f"a {one} thing\ta {two} thing\t{int(one < two)}" for one in WORDS for two in WORDS)
+    (tmp_path / "p.tsv").write_text(f"sentence1\tsentence2\tlabel\n{labelled}\n")
+    sets = {"a": sources["a"], "p": str(tmp_path / "p.tsv")}
+    config = job(sources, sets, evaluate={"judge": {"a": "sts", "p": "pairs"}})
+    judge = judge_of(config)
+    found = judge.evaluate(Hashed(), judge.read(config.eval_split), final=True)
+    own = {name: components.measures(judge, {}) for name, judge in (("a", "sts"), ("p", "pairs"))}
+    assert set(found) == {f"{name}/{metric}" for name, metrics in own.items() for metric in metrics}
+    assert found["a/spearman"].value == pytest.approx(correlation(read(sources["a"])), abs=1e-12)
+    assert [key.partition(" = ")[0] for key in data.digests(config)] == [
+        "data.train",
+        "data.confirm.a",
+        "data.confirm.p",
+    ]
+
+
 def trained(config: JobConfig, folder: Path) -> dict[str, Any]:
     training = Training(config, folder, log=lambda _: None)
     while training.result is None:

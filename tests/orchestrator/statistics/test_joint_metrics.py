@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rates import several_metrics_rate
 from scipy import stats
 
 from orchestrator.statistics import Course, Divergence, Looks, Measure, Question, Trained, compare, compare_by, course
-from orchestrator.statistics.joint import joint_test
 from orchestrator.statistics.numbers import Floats
 from orchestrator.statistics.power import seeds_to_exclude, seeds_to_find
 
@@ -197,32 +197,11 @@ def test_by_one_metric_the_looks_are_those_of_before() -> None:
         assert list(one.standing.values()) == list(other.standing.values())
 
 
-def wrong(sweeps: int, n: int, metrics: int, correlation: float, looks: Sequence[int] = ()) -> int:
-    """Sweeps with any claim of a difference, where there is none: three contrasts with a baseline, by metrics that are
-    so correlated."""
-    rng, count = np.random.default_rng([n, metrics, len(looks)]), 0
-    mixed = np.linalg.cholesky(correlation + (1 - correlation) * np.eye(metrics))
-    contrasts = [(arm, "base") for arm in "abc"]
-    measures = [Measure(str(k), ("max", "min")[k % 2]) for k in range(metrics)]
-    for _ in range(sweeps):
-        x = rng.normal(size=(4, n, metrics)) @ mixed.T  # arm, seed, metric
-        by = [{arm: dict(enumerate(x[k, :, m])) for k, arm in enumerate(("base", *"abc"))} for m in range(metrics)]
-        if looks:
-            planned = Looks(looks, range(n), (0.05, 0.05), measures)
-            ended = course(Trained(by[0], further={str(m): by[m] for m in range(1, metrics)}), contrasts, planned)
-            count += any(one.claim == "differs" for one in ended.standing.values())
-        else:  # the test that `compare_by` was seen to ask, above
-            columns = (x[1:] - x[0]).transpose(1, 2, 0).reshape(n, -1)
-            count += any(one.rejected for one in joint_test(columns, 0.05))
-    return count
-
-
 @pytest.mark.parametrize("correlation", [0.0, 0.9])
 def test_any_wrong_claim_over_several_metrics_is_as_rare_as_by_one(correlation: float) -> None:
     """At 0.05, of 400 sweeps; a test of its own for each metric would be wrong in about 0.10 to 0.14 by three
     independent ones. The soak and `make bench` have more."""
-    sweeps = 400
-    assert wrong(sweeps, 8, 3, correlation) <= 0.05 * sweeps + 2 * (0.05 * 0.95 * sweeps) ** 0.5
+    assert not several_metrics_rate(8, 3, correlation, sweeps=400).exceeds(0.05)
 
 
 @pytest.mark.soak
@@ -231,5 +210,4 @@ def test_any_wrong_claim_over_several_metrics_is_as_rare_as_by_one(correlation: 
 def test_any_wrong_claim_over_several_metrics_whatever_they_share(
     correlation: float, n: int, looks: Sequence[int]
 ) -> None:
-    sweeps = 1500
-    assert wrong(sweeps, n, 3, correlation, looks) <= 0.05 * sweeps + 2 * (0.05 * 0.95 * sweeps) ** 0.5
+    assert not several_metrics_rate(n, 3, correlation, looks, sweeps=1500).exceeds(0.05)

@@ -16,7 +16,11 @@ from simulated import SHAPES, Rate, differences
 
 from orchestrator.statistics import (
     ALPHA,
+    Looks,
+    Measure,
+    Trained,
     beaten_p,
+    course,
     equivalence_p,
     holm,
     interaction_p,
@@ -214,3 +218,23 @@ def two_way_bootstrap_coverage(n: int, ratio: float, *, sweeps: int, resamples: 
         low, high = np.quantile(((seeds @ x) * rows).sum(1), [0.025, 0.975])
         held += bool(low <= 0 <= high)
     return Rate(held, sweeps)
+
+
+def several_metrics_rate(n: int, metrics: int, correlation: float, looks: Sequence[int] = (), *, sweeps: int) -> Rate:
+    """Sweeps with a claim of a difference by any of so many metrics, so correlated, at 0.05: three contrasts with a
+    baseline, without any difference."""
+    rng, count = np.random.default_rng([n, metrics, len(looks)]), 0
+    mixed = np.linalg.cholesky(correlation + (1 - correlation) * np.eye(metrics))
+    contrasts = [(arm, "base") for arm in "abc"]
+    for _ in range(sweeps):
+        x = rng.normal(size=(4, n, metrics)) @ mixed.T  # arm, seed, metric
+        if looks:
+            measures = [Measure(str(k), ("max", "min")[k % 2]) for k in range(metrics)]
+            by = [{arm: dict(enumerate(x[k, :, m])) for k, arm in enumerate(("base", *"abc"))} for m in range(metrics)]
+            planned = Looks(looks, range(n), (0.05, 0.05), measures)
+            ended = course(Trained(by[0], further={str(m): by[m] for m in range(1, metrics)}), contrasts, planned)
+            count += any(one.claim == "differs" for one in ended.standing.values())
+        else:  # the test that `compare_by` asks
+            columns = (x[1:] - x[0]).transpose(1, 2, 0).reshape(n, -1)
+            count += any(one.rejected for one in joint_test(columns, 0.05))
+    return Rate(count, sweeps)
