@@ -138,8 +138,11 @@ def _highest(scores: Tensor, places: Tensor, count: int) -> tuple[Tensor, Tensor
     if scores.shape[1] <= count:
         return scores, places
     least = scores.topk(count, dim=1).values[:, -1:]
-    chosen, tied = scores > least, scores == least
-    chosen |= tied & (tied.cumsum(1) <= count - chosen.sum(1, keepdim=True))
+    chosen = scores >= least
+    beyond = (chosen.sum(1) > count).nonzero().view(-1)
+    if len(beyond):  # of these rows alone the last ties are left out
+        above, tied = scores[beyond] > least[beyond], scores[beyond] == least[beyond]
+        chosen[beyond] = above | (tied & (tied.cumsum(1) <= count - above.sum(1, keepdim=True)))
     return scores[chosen].view(-1, count), places[chosen].view(-1, count)
 
 
