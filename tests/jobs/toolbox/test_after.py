@@ -397,3 +397,12 @@ def test_a_plan_tries_it_as_wide_as_the_embeddings(
     said = examined("after", name, options, job)["faults"]
     assert bool(said) == bool(words)
     assert words in " ".join(expected for _, _, expected in said)
+
+
+@pytest.mark.parametrize("options", [{}, {"gamma": 0.5}, {"k": 300}])
+def test_an_encoder_that_is_not_here_is_as_wide_as_it_is_asked_to_be(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Mutant check: the largest of one number alone is an error of Python's."""
+    whole = sentence_job(tmp_path).model_dump(mode="json")
+    whole["model"] |= {"name": "nobody/has-this"}
+    whole["evaluate"] |= {"after_options": options}
+    assert examined("after", "whitening", options, whole)["faults"] == []
