@@ -241,7 +241,7 @@ class JobConfig(Section):
                 f"'{USUAL_JUDGES[self.task]}', or leave it out"
             )
         columns, given = literal_of("judge", judge, "COLUMNS"), self.data.judged_columns
-        if given is not None and len(given) != len(columns):
+        if self.task == "sentence" and given is not None and len(given) != len(columns):
             wanted = f"give [{', '.join(columns)}]" if columns else "remove it: the judge's options name its columns"
             raise ValueError(
                 f"data.judged_columns = {list(given)} are not the columns that '{judge}' judges by; {wanted}"

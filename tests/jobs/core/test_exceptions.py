@@ -79,7 +79,7 @@ MADE: dict[str, Callable[[type[Any]], BaseException]] = {
             "ThreadDied",
             "TokenRefused",
         ),
-        *("TokenUnusable", "Undecodable", "Unreachable", "_NotFiniteError", "_Undo"),
+        *("TokenUnusable", "Undecodable", "Unreachable", "NotFiniteError", "_Undo"),
     ],
     lambda kind: kind("what was found; what works"),
 )

@@ -188,7 +188,7 @@ def test_a_source_that_is_no_corpus_is_refused_in_words(tmp_path: Path) -> None:
     for source, words in (
         (f"{folder}[:3]", "ends in a slice of rows"),
         (f"{folder}:train", "has no qrels/train; there are dev, test"),
-        (str(tmp_path / "nowhere"), "there is no such file"),
+        (str(tmp_path / "nowhere"), "there is no such file|is neither a file here nor a name"),
     ):
         with pytest.raises(DataError, match=words):
             retrieved(tmp_path, source)

@@ -269,11 +269,11 @@ DAMAGES: dict[str, tuple[Callable[[Copy], Any], list[str]]] = {
     # MLflow
     "points were never projected": (
         never_project_the_points,
-        ["MLflow lacks the state of 0 trials and 123 points; tell it: orchestrator resume .*small$"],
+        ["MLflow lacks the state of 0 trials and 129 points; tell it: orchestrator resume .*small$"],
     ),
     "a run was carried out offline": (
         forget_mlflow,
-        ["MLflow lacks the state of 10 trials and 1,230 points; tell it: orchestrator resume .*small$"],
+        ["MLflow lacks the state of 10 trials and 1,290 points; tell it: orchestrator resume .*small$"],
     ),
     "another store": (lose_mlflow, ["MLflow has nothing of this run, .* as P; set MLFLOW_TRACKING_URI .* resume"]),
     "the parent run has another state": (
@@ -404,12 +404,12 @@ DAMAGES: dict[str, tuple[Callable[[Copy], Any], list[str]]] = {
         [
             "T: the ledger says done, but its folder has no job.json" + WRITTEN,
             "T: the ledger has a result, its folder has no result.json" + WRITTEN,
-            "T: its points.jsonl lacks 123 points.*" + WRITTEN,
+            "T: its points.jsonl lacks 129 points.*" + WRITTEN,
         ],
     ),
     "points on disk are no text": (
         lambda copy: (copy.files / "points.jsonl").write_bytes(bytes(range(256))),
-        ["T: points.jsonl cannot be read .*" + WRITTEN, "T: its points.jsonl lacks 123 points.*" + WRITTEN],
+        ["T: points.jsonl cannot be read .*" + WRITTEN, "T: its points.jsonl lacks 129 points.*" + WRITTEN],
     ),
     "a folder in place of a file": (
         put_a_folder_in_place_of_the_job,
@@ -775,14 +775,14 @@ def test_an_undamaged_run_is_in_order_also_on_the_command_line(finished: Path) -
         "ok": True,
         "trials": TRIALS,
         "mlflow_runs": TRIALS,
-        "points": 123 * TRIALS,
+        "points": 129 * TRIALS,
         "checkpoints": 2 * TRIALS,
         "faults": [],
         "notes": notes,
     }
     said = call("verify", "small", cwd=finished)
     assert said.splitlines() == [
-        "verify: ok, 10 trials, 10 MLflow runs, 1,230 points, 20 checkpoints",
+        "verify: ok, 10 trials, 10 MLflow runs, 1,290 points, 20 checkpoints",
         *(f"note: {note}" for note in notes),
     ]
 
@@ -997,7 +997,7 @@ def test_a_fault_ends_with_1_in_words_and_in_json(copy: Copy) -> None:
     code, said = ask(copy)
     assert code == 1
     head, fault, note = said.splitlines()
-    assert head == "verify: 1 fault, 10 trials, 10 MLflow runs, 1,230 points, 19 checkpoints"
+    assert head == "verify: 1 fault, 10 trials, 10 MLflow runs, 1,290 points, 19 checkpoints"
     assert fault.startswith("fault: ")
     assert fault.endswith("trials/feed is the folder of a trial that the ledger does not have; move it away")
     assert note == "note: 1 checkpoint never committed"
