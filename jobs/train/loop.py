@@ -83,8 +83,9 @@ class Training(Resumable):
             self.step += 1
             if self.budget.logged(self.step, before_s, self.seconds):
                 points = diagnostics_points(outcome) | self._settings() | self._usage()
-                # What a rule of the optimizer has taken is counted, and is no value to draw.
-                self._record({key: value for key, value in points.items() if np.isfinite(value)})
+                if not outcome.finite:  # what a rule of the optimizer has taken is counted, and is no value to draw
+                    points = {key: value for key, value in points.items() if np.isfinite(value)}
+                self._record(points)
             if due:
                 self._evaluate(recorded=self.budget.recorded(self.step, before_s, self.seconds))
             if self.result is None and self._is_saved(due):
