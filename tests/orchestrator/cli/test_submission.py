@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import shlex
 import signal
@@ -573,7 +574,7 @@ def test_a_sweep_submitted_from_a_laptop_measures_what_a_local_one_does(
     assert "step" in call("logs", run, trial, *at, cwd=sweep, env=laptop())
     assert "10/10" in call("logs", run, *at, cwd=sweep, env=laptop()), "the driver's log"
     jobs = answered("status", call("status", "--json", *at, cwd=sweep, env=laptop()))["jobs"]
-    assert [(job["run"], job["state"], job["exit_code"]) for job in jobs] == [(run, "SUCCEEDED", 0)]
+    assert [(job["state"], job["exit_code"]) for job in jobs if job["run"] == run] == [("SUCCEEDED", 0)]
 
 
 @pytest.mark.soak
@@ -592,7 +593,9 @@ def test_what_the_head_makes_comes_to_a_laptop_whole(site: Site, submitted: Subm
     (tmp_path / "sweep.toml").write_text(SWEEP)
     said.append(here("plan", "sweep.toml", *at))
     assert "2 at once" in said[-1], "as many as the cluster's nodes take"
-    assert "from 10 trials of small" in said[-1], "which its ledger tells"
+    told = re.search(r"from (\d+) trials of small", said[-1])
+    assert told is not None, f"which its ledger tells: {said[-1]}"
+    assert int(told[1]) >= TRIALS, "others of these tests may have run the same"
     said.append(here("export", run, "flatnce", "new/flat nce", *at))
     assert f"load it: SentenceTransformer({'new/flat nce'!r}" in said[-1]
     near = call("export", run, "flatnce", "near", cwd=tmp_path)
