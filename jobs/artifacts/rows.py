@@ -167,6 +167,17 @@ def decode(content: bytes, metric: str) -> MetricRows | None:
         raise ValueError(f"{NAME} cannot be read: {words_of(error)}") from error
 
 
+def named(content: bytes) -> list[str]:
+    """List the metrics of which a rows.parquet says something by row. Raises ValueError for what is no such file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return list(_metadata(pq.ParquetFile(io.BytesIO(content))))
+    except (pa.ArrowException, *UNREADABLE) as error:
+        raise ValueError(f"{NAME} cannot be read: {words_of(error)}") from error
+
+
 def means(content: bytes) -> dict[str, tuple[RowIds, Outcomes]]:
     """Read back the metrics that are means, as `encode` takes them. Raises ValueError for what is no such file."""
     import pyarrow as pa

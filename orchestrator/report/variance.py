@@ -61,6 +61,37 @@ def parts_of(
     return said
 
 
+def without_rows(trials: Mapping[str, Sequence[Trial]], files: RowFiles | None) -> list[str]:
+    """List the metrics that confirm trials have measured and kept nothing of by row, as the first trial of each arm
+    has it. trials, files: as `parts_of` takes them."""
+    found: set[str] = set()
+    if files is None:
+        return []
+    for own in trials.values():
+        trial = next((trial for trial in own if trial.state == "done" and trial.outcome != "diverged"), None)
+        if trial is not None and (kept := _named(trial, files)) is not None:
+            found |= {name for name in trial.metrics if not name.startswith("train/")} - kept
+    return sorted(found)
+
+
+def _named(trial: Trial, files: RowFiles) -> set[str] | None:
+    """Find the metrics of which a trial has kept something by row; None where its file is not what the ledger knows."""
+    if (digest := trial.came_to.rows) is None:
+        return set()
+    key = key_of("names", digest)
+    is_known, value = files.recall(key)
+    if is_known and isinstance(value, list):
+        return set(map(str, value))
+    (content,) = files.read([(trial.id, digest)])
+    try:
+        names = None if content is None else kept_rows.named(content)
+    except ValueError:
+        names = None
+    if names is not None:
+        files.remember(key, list(names))
+    return None if names is None else set(names)
+
+
 def level_of(compared: Sequence[statistics.Comparison], smallest_difference: float) -> float:
     """Return the level of each comparison's interval, by which all hold as often as no claim is wrong."""
     tested = sum(result.p is not None for result in compared)

@@ -86,7 +86,7 @@ SHELVES = {
     "budgets compatibility pairs sentences > records",
     "orchestrator/report/summary/outside": "judging > direction reading",
     "orchestrator/report/summary/records": "views > metrics tuning > plain_json",
-    "orchestrator/report/tables": "content > answers grids > measures > blocks",
+    "orchestrator/report/tables": "content > answers grids uncertainty > measures > blocks",
     "orchestrator/run_dir": "export > context creation provenance > own_code rows > folder > bucket environment status",
     "orchestrator/session": "ending shutdown tune_executor > holding session > writer > cluster progress schedule > "
     "reports",

@@ -111,6 +111,7 @@ def summarize(ledger: Ledger, rows: RowFiles | None = None) -> Summary:
         metrics=[MetricSummary(own.name, own.mode, own.smallest_difference) for own in measures]
         if len(measures) > 1
         else (),
+        without_rows=variance.without_rows(confirm.trials, rows),
     )
     which = None
     if not pairs.seedless(confirm.trials, planned.contrasts) and not all(result.same_objective for result in compared):

@@ -26,6 +26,7 @@ from orchestrator.report.tables.blocks import (
     numbered,
 )
 from orchestrator.report.tables.measures import measures
+from orchestrator.report.tables.uncertainty import uncertainty
 from orchestrator.sweep import flatten
 from orchestrator.system.display import counted, ranges
 
@@ -203,7 +204,7 @@ def _terms(answer: Answer) -> str:
 
 def _more(answer: Answer, names: Names) -> Iterator[Block]:
     views = by_each(answer)
-    yield from grids.uncertainty(answer, names)
+    yield from uncertainty(answer, names)
     yield Heading("Cost")
     yield from grids.cost(answer, names)
     for number in range(len(views)):

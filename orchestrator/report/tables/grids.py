@@ -23,14 +23,12 @@ from orchestrator.report.summary.sentences import (
     is_tested,
     seeds_needed,
     swap_verdict,
-    unit_of,
     verdict_of,
 )
 from orchestrator.report.swaps import SettingSummary
 from orchestrator.report.tables.blocks import Block, Bullets, Grid, Heading, Paragraph
 from orchestrator.report.tables.measures import beside
 from orchestrator.statistics import Comparison
-from orchestrator.statistics.rows import VarianceParts
 from orchestrator.system.display import counted, first_line
 
 MOST_ROWS = 12
@@ -79,57 +77,6 @@ def _contrasts(shown: Sequence[ComparisonSummary], answer: Answer, names: Names)
 def _needed(result: Comparison) -> str:
     known = seeds_needed(result)
     return formatting.NOTHING if known is None else about(known)
-
-
-def uncertainty(answer: Answer, names: Names) -> Iterator[Block]:
-    """Yield how much of the uncertainty is due to seeds, to rows and to tuned settings, and what more of them would
-    buy; nothing where nothing is known of rows."""
-    known = [comparison for comparison in answer.comparisons if comparison.parts.rows is not None]
-    if not known:
-        return
-    is_apart = any(comparison.parts.settings is not None for comparison in known)
-    unit = unit_of(answer)
-    yield Heading("Where the uncertainty comes from")
-    yield Grid(
-        (
-            *("comparison", "interval on other rows", f"by {unit}s", *(["by tuned setting"] if is_apart else [])),
-            *("by rows", f"1 more {unit}", "1,000 more rows", "rows"),
-        ),
-        [
-            (
-                names.pair(comparison.result.a, comparison.result.b) + _of_metric(comparison.result),
-                formatting.interval(parts.interval, sign=True),
-                *map(_root, (parts.seeds, *([parts.settings] if is_apart else []), parts.rows)),
-                *map(_change, (parts.next_seed, parts.next_1000_rows)),
-                _judged(parts),
-            )
-            for comparison in known
-            for parts in (comparison.parts,)
-        ],
-    )
-    apart = ", by tuned setting (which seeds that share one do not count whole)" if is_apart else ""
-    yield Paragraph(
-        "The interval is for other rows of the same kind, at the level of the verdict, which it qualifies and never "
-        f"changes. Standard errors of the mean difference: by {unit}s{apart}, and by the rows that it was measured on. "
-        f"Then what one more {unit}, or 1,000 more rows, would do to half of the interval's width."
-    )
-
-
-def _of_metric(result: Comparison) -> str:
-    return f", {result.metric}" if result.metric else ""
-
-
-def _root(variance: float | None) -> str:
-    return formatting.value(None if variance is None else variance**0.5)
-
-
-def _judged(parts: VarianceParts) -> str:
-    groups = "" if parts.groups is None else f" in {counted(parts.groups, 'group')}"
-    return f"{formatting.count(parts.judged_rows)}{groups}"
-
-
-def _change(less: float | None) -> str:
-    return formatting.signed(None if less is None else -less)
 
 
 def which(summary: Summary) -> Iterator[Block]:

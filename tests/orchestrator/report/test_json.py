@@ -56,7 +56,7 @@ def test_the_keys_of_a_run_and_of_several_keep_their_order(begin: Begin) -> None
     assert list(arms[0]) == [*ARM, "run", "arm"]
     runs: Any = found["runs"]
     own = ["unit", "looks", "trials", "attempts", "rank_seconds", "code", "failures", "diverged", "environment", "data"]
-    own += ["which", "exploratory", "swaps", "warnings", "notes"]
+    own += ["which", "exploratory", "swaps", "warnings", "notes", "without_rows"]
     assert list(runs[0]) == ["name", *HEAD, "sweep", "run", "state", "created", *MIDDLE, *own]
     assert list(runs[1]["arms"][0]) == ARM
 

@@ -23,6 +23,8 @@ from jobs.metrics.builtin.spearman import rank_correlation as spearman
 from orchestrator import report
 from orchestrator.cli import main
 from orchestrator.ledger import Trial
+from orchestrator.report.render import page
+from orchestrator.report.tables import content
 from orchestrator.run_dir.folder import RunFolder
 from orchestrator.run_dir.rows import RowFiles
 from orchestrator.session.writer import Dispatch
@@ -254,7 +256,7 @@ def test_what_is_damaged_is_not_believed(keep: Keep, damage: str) -> None:
         path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else other or b"")
     files = RowFiles.of(run.folder)
     assert run.only(files)["interval_rows"] is None
-    assert files.to_keep() is None, "it may be put back"
+    assert "variance" not in (files.to_keep() or ""), "it may be put back"
     path.write_bytes(whole)
     assert run.only(files)["interval_rows"] is not None
 
@@ -387,3 +389,74 @@ def test_where_the_repeat_is_the_unit_rows_are_averaged_over_all_of_its_seeds(tm
     assert parts.rows == pytest.approx(known.variance)
     assert parts.interval == pytest.approx(of_rows.interval([pair.difference for pair in result.pairs], known, 0.95))
     assert parts.settings is not None, "two seeds share each setting"
+
+
+# Metrics of which nothing is kept by row
+
+
+@pytest.fixture
+def measured(begin: Begin, tmp_path: Path) -> Callable[..., Kept]:
+    """A finished run of 2 seeds: `measured(numbers, kept)` has measured the numbers, and kept some of them by row."""
+
+    def _measured(numbers: dict[str, float], kept: dict[str, tuple[RowIds, Outcomes]], **given: Any) -> Kept:
+        run = begin(seeds=2, **given)
+        folder = RunFolder(max(tmp_path.glob("run?")))
+        for arm in ("plain", "flat"):
+            for trial in run.confirm(arm):
+                found = rows.encode(kept | {name: kept["knn_accuracy"] for name in ("alignment",) if kept})
+                if found is not None:
+                    folder.trial(trial.id).mkdir(parents=True)
+                    (folder.trial(trial.id) / rows.NAME).write_bytes(found)
+                if found is None:
+                    run.done(trial, 0.5, more=numbers)
+                else:
+                    run.done(trial, 0.5, more=numbers, rows=rows.sha256(found))
+        run.ledger.set_run(state="done")
+        return Kept(run, folder)
+
+    return _measured
+
+
+def written(run: Kept) -> tuple[str, list[str]]:
+    """What the page says of rows that are not there, in both formats; and what the answer does."""
+    summary = report.summarize(run.run.ledger, RowFiles.of(run.folder))
+    words = content.page(summary, run.run.ledger.run.sweep, ())
+    lines = [line.replace("\\", "") for line in page.markdown(words, []).splitlines()]
+    said = [line for line in lines if line.startswith("There is no interval on other rows")]
+    assert all(line in page.html(words, []) for line in said)
+    (line,) = said or [""]
+    return line, run.compared()["without_rows"]
+
+
+def test_the_page_names_the_metrics_that_keep_nothing_by_row(measured: Callable[..., Kept]) -> None:
+    """By name, each once where it is so of all its sets and numbers of columns; the answer lists each. Mutant check: a
+    base name that stands for a set which has kept its rows."""
+    mean = RowIds.positions(ROWS), mean_of(bits("plain", 0))
+    none = {"v_measure": 0.1, "v_measure_at_8": 0.1, "search/uniformity": -1.0, "train/infonce": 0.5}
+    run = measured(none | {"knn_accuracy": 0.5, "sts/uniformity": -1.0}, {"knn_accuracy": mean, "sts/uniformity": mean})
+    line, listed = written(run)
+    assert line == (
+        "There is no interval on other rows for search/uniformity and v_measure: a number of all rows together, of "
+        "which nothing is kept by row."
+    )
+    assert listed == ["search/uniformity", "v_measure", "v_measure_at_8"]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_all_or_none_of_the_metrics_keep_rows(measured: Callable[..., Kept], kept: bool) -> None:
+    """Mutant check: a list of all names where none keeps rows."""
+    mean = {"knn_accuracy": (RowIds.positions(ROWS), mean_of(bits("plain", 0)))}
+    line, listed = written(measured({"knn_accuracy": 0.5}, mean if kept else {}))
+    assert listed == ([] if kept else ["alignment", "knn_accuracy"])
+    assert line.startswith("" if kept else "There is no interval on other rows, as trials have kept nothing by row")
+    assert bool(line) != kept
+
+
+def test_what_trials_have_kept_is_asked_once(measured: Callable[..., Kept]) -> None:
+    """Mutant check: names that are not remembered."""
+    mean = {"knn_accuracy": (RowIds.positions(ROWS), mean_of(bits("plain", 0)))}
+    run = measured({"knn_accuracy": 0.5, "v_measure": 0.1}, mean)
+    line = written(run)
+    assert line[1] == ["v_measure"]
+    shutil.rmtree(run.folder.trials)
+    assert written(run) == line

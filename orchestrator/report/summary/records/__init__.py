@@ -345,6 +345,8 @@ class Summary(AsFields):
     """What is missing or odd."""
     metrics: Sequence[MetricSummary] = ()
     """Where arms are judged by several: all, `metric` first, at which tuning looks. Each contrast is judged by each."""
+    without_rows: Sequence[str] = ()
+    """Metrics that were measured and have no interval on other rows, as trials keep nothing of them by row."""
 
 
 @dataclass(frozen=True, kw_only=True)
