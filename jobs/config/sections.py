@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
+    WithJsonSchema,
     model_serializer,
     model_validator,
 )
@@ -32,6 +33,16 @@ OF_TOKENS = ("max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
 
 UNBOUNDED = ("dcl", "flatnce", "sogclr")
 """Losses without a minimum in 1 / temperature on separable batches, so that a learned one runs to its clamp."""
+
+DIAMETER = "diameter"
+"""The margin of distances: the mean distance of what belongs together."""
+
+Margin: TypeAlias = Annotated[
+    float,
+    Field(ge=0),
+    WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0}, {"const": DIAMETER, "type": "string"}]}),
+]
+"""Of `triangle` it may be given as DIAMETER, which its options say already."""
 
 
 class Budget(Section):
@@ -159,8 +170,9 @@ class Loss(Section):
     the other's (the same text, but for blanks around it, or the same image). A hard negative that is the anchor or its
     positive is none of that anchor. A batch of which nothing is left by this is an error."""
 
-    margin: float = Field(0.0, ge=0)
-    """Additive margin on the positive's similarity, in cosine units."""
+    margin: Margin = 0.0
+    """Additive margin on the positive's similarity, in cosine units. `diameter`, of `triangle` alone: as wide as what
+    belongs together, in its distances; what `options.margin` of that loss is unless it says a number."""
 
     bias: float = 0.0
     """Added to the logits of siglip, which often starts at -10."""
@@ -176,6 +188,23 @@ class Loss(Section):
     mlm_probability: float = Field(0.15, gt=0, lt=1)
     """Share of the tokens that the auxiliary loss masks: 80 % of them by the mask token, 10 % by a random one, and 10 %
     stay."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _margin_of_distances(cls, given: object) -> object:
+        """Leave out a margin that says what the options of `triangle` say already, so that both ways are one job."""
+        if not isinstance(given, dict) or given.get("margin") != DIAMETER:
+            return given
+        if (name := given.get("name", "infonce")) != "triangle":
+            raise ValueError(
+                f"margin = '{DIAMETER}' is a width of distances, and name = '{name}' is computed of cosines; set name "
+                "= 'triangle', or for a loss of anchors a number in cosine units, such as margin = 0.1"
+            )
+        options = given.get("options") or {}
+        own = options.get("margin", DIAMETER) if isinstance(options, dict) else DIAMETER
+        if own != DIAMETER:
+            raise ValueError(f"margin = '{DIAMETER}' and options.margin = {own!r} are two margins; remove one of them")
+        return {key: value for key, value in given.items() if key != "margin"}
 
     @model_validator(mode="after")
     def _known_to_work(self) -> Loss:

@@ -54,6 +54,11 @@ def test_every_fault_is_named_at_once_with_key_value_expectation_and_nearest_mat
         ({"loss": {"temperature": 1e-40}}, "must lie between 1e-06 and 1e+06"),
         ({"loss": {"temperature": 1e38}}, "must lie between 1e-06 and 1e+06"),
         ({"loss": {"bias": -10.0}}, "siglip's only"),
+        ({"loss": {"margin": "diameter"}}, "set name = 'triangle', or for a loss of anchors a number"),
+        ({"loss": {"name": "mylab.losses:own", "margin": "diameter"}}, "and name = 'mylab.losses:own' is computed of"),
+        ({"loss": {"name": "triangle", "margin": "diameter", "options": {"margin": 0.2}}}, "are two margins"),
+        ({"loss": {"margin": "wide"}}, "loss.margin = 'wide': should be a valid number"),
+        ({"loss": {"margin": -0.1}}, "loss.margin = -0.1: should be greater than or equal to 0"),
         ({"loss": {"temperature_range": [0.5, 0.1]}}, "ascending"),
         ({"batch": {"size": 64, "pool": 48}}, "must divide size"),
         ({"execution": {"ranks": 300}}, "leaves ranks without a pair"),
@@ -69,6 +74,17 @@ def test_a_contradiction_says_what_would_work(sections: dict[str, Any], words: s
 
 def test_batch_norm_is_fine_on_one_rank_and_one_chunk() -> None:
     assert job(model={"norm": "batch"}, execution={"micro": 256}).model.norm == "batch"
+
+
+@pytest.mark.parametrize("options", [{}, {"margin": "diameter"}, {"share": 0.3, "every": 7}])
+def test_a_margin_of_distances_is_the_job_that_its_options_say(options: dict[str, Any]) -> None:
+    """So a run begun either way continues by the other one, and arms that differ in nothing else are one trial. Mutant
+    check: a margin that stays in the job."""
+    named = job(loss={"name": "triangle", "margin": "diameter", "options": options})
+    plain = job(loss={"name": "triangle", "options": options})
+    assert named == plain
+    assert named.id == plain.id
+    assert JobConfig.model_validate(named.model_dump(mode="json")) == plain
 
 
 def test_a_job_cannot_be_changed() -> None:
