@@ -239,8 +239,10 @@ def _joined(all_ids: Sequence[RowIds]) -> RowIds:
 
 
 def _regrouped(own: RowIds, ids: RowIds, place: Mapping[int | str, int]) -> RowIds:
-    """Return the ids of a metric's rows with the groups that the file has."""
-    return RowIds(own.ids, None if ids.groups is None else [ids.groups[place[row]] for row in own.ids])
+    """Return the ids of a metric's rows with the groups that the file has of them: none where it has groups of other
+    rows alone, as of another one of several sets."""
+    groups = None if ids.groups is None else [ids.groups[place[row]] for row in own.ids]
+    return RowIds(own.ids, None if groups is None or not any(group is not None for group in groups) else groups)
 
 
 def _about(ids: RowIds, outcome: Outcomes, named: dict[str, str]) -> About:

@@ -31,6 +31,7 @@ from jobs.data.sentences import scored, sentence_rows, tokenizer_for
 from jobs.data.sources import Rows, exactly, groups_of, read
 from jobs.data.tasks import task_of
 from jobs.data.tasks.judging import judge_of
+from jobs.data.tasks.sets import are_joined
 from jobs.models.pretrained.folder import EncoderError
 
 Hashes: TypeAlias = defaultdict[str, "hashlib.blake2b"]
@@ -65,7 +66,7 @@ def check(job: JobConfig) -> list[str]:
     _try_sampler(job)
     if job.trains and has_single_sentences(job):
         models.check_views(job)
-    return [*dict.fromkeys(warnings), *_overlaps(train, judged)]
+    return [*dict.fromkeys(warnings), *_overlaps(train, judged, joined=are_joined(job))]
 
 
 def _try_sampler(job: JobConfig) -> None:
@@ -255,10 +256,13 @@ def _rows(job: JobConfig, source: str) -> Rows:
     return image_rows(job, source) if job.task == "image" else read(source, exactly)
 
 
-def _overlaps(train: Rows, judged: dict[str, Rows]) -> Iterator[str]:
-    """Yield a warning for each two of data.train, data.tune and data.confirm that share rows of a file."""
+def _overlaps(train: Rows, judged: dict[str, Rows], *, joined: bool) -> Iterator[str]:
+    """Yield a warning for each two of data.train, data.tune and data.confirm that share rows of a file. joined:
+    whether some number is of all sets of a stage; else sets of one stage may share rows, and each is judged alone."""
     parts = {"train": train, **judged}
     for (a, first), (b, second) in itertools.combinations(parts.items(), 2):
+        if a.partition(".")[0] == b.partition(".")[0] and not joined:
+            continue
         shared = 0
         for file, low, taken in first.spans:
             for other, start, count in second.spans:

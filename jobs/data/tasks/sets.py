@@ -40,8 +40,7 @@ class Sets:
     def __init__(self, job: JobConfig, judges: Mapping[str, Any]) -> None:
         """Take the job, and the judge of each set (jobs.data.tasks.judging.Judge)."""
         self._sources, self._judges = job.data.sets(job.stage), judges
-        named = {canonical([own.judge, own.evaluate.judge_options]) for own in job.judged_alone().values()}
-        self._is_one = len(named) == 1 and len(judges) > 1
+        self._is_one = are_joined(job) and len(judges) > 1
 
     def sources(self, source: str) -> Sequence[str]:  # noqa: ARG002 - the job names them
         """Name the sources of all sets."""
@@ -95,6 +94,13 @@ class Sets:
         """Warn of what is odd about each set."""
         for name, judge in self._judges.items():
             yield from judge.check(self._sources[name], f"{stage}.{name}")
+
+
+def are_joined(job: JobConfig) -> bool:
+    """Return whether all sets have one judge with the same options, so that some numbers are of all of them."""
+    if not isinstance(job.evaluate.judge, dict):
+        return True
+    return len({canonical([own.judge, own.evaluate.judge_options]) for own in job.judged_alone().values()}) < 2
 
 
 class Recorded:

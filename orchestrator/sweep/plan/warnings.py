@@ -66,10 +66,28 @@ def warnings(
     notes += _alike(sweep, arms, suggestions)
     if jobs[0].is_function:
         notes.append(own_loop(jobs[0].task))
-    both = ({*job.data.sets("tune").values()} & {*job.data.sets("confirm").values()} for job in jobs)
-    if any(both) and sweep.tune:
-        notes.append("data.tune and data.confirm are the same rows: the verdict favours what was tuned on them")
+    if sweep.tune:
+        notes += dict.fromkeys(note for job in jobs for note in _tuned_on(job, sweep))
     return notes
+
+
+def _tuned_on(job: JobConfig, sweep: Sweep) -> Iterable[str]:
+    """Yield a warning for each set that the verdict is by and that tuning looks at too, by its source."""
+    tune, confirm = (job.data.sets(stage) for stage in ("tune", "confirm"))
+    seen = _looked_at(tune, [sweep.metric.every[0].name])
+    for name in _looked_at(confirm, [metric.name for metric in sweep.metric.every]):
+        for other in seen:
+            if tune[other] == confirm[name]:
+                rows = [
+                    f"data.{stage}{f'.{own}' if own else ''}" for stage, own in (("tune", other), ("confirm", name))
+                ]
+                yield f"{' and '.join(rows)} are the same rows: the verdict favours what was tuned on them"
+
+
+def _looked_at(sets: Mapping[str, str], metrics: Sequence[str]) -> list[str]:
+    """List the sets that metrics are of: one, or all where a metric is of all."""
+    named = {metric.partition("/")[0] for metric in metrics}
+    return [name for name in sets if name in named or not named.issubset(sets)]
 
 
 def is_seedless(arms: Sequence[Arm]) -> bool:

@@ -268,6 +268,46 @@ def test_a_fault_and_a_warning_name_the_set(sources: dict[str, str], tmp_path: P
     assert "these rows count twice" in note
 
 
+def test_sets_that_no_number_joins_may_be_of_one_file(sources: dict[str, str]) -> None:
+    """Each is judged alone, so nothing counts twice. What tuning sees, and what is trained on, is warned of as ever.
+    Mutant check: sets of one stage that are never warned of fail the test before."""
+    options = {"a": {}, "b": {"references": sources["b"]}}
+    two: dict[str, Any] = {"judge": {"a": "classes", "b": "classes"}, "judge_options": options, "neighbours": 3}
+    columns = {"judged_columns": ["sentence1", "score"]}
+    both = {"a": sources["a"], "b": sources["a"]}
+    assert data.check(job(sources, both, evaluate=two, data=columns)) == []
+    (note,) = data.check(job(sources, both, evaluate={"judge": "classes", "neighbours": 3}, data=columns))
+    assert "data.confirm.a = " in note
+    assert "these rows count twice" in note
+    tuned = data.check(job(sources, both, evaluate=two, data=columns | {"tune": both}))
+    assert len(tuned) == 4
+    assert all("the verdict is on rows that tuning has seen" in note for note in tuned)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=5), st.integers(1, 5), st.booleans())
+def test_groups_of_one_set_are_none_of_another(groups: list[int], others: int, plain: bool) -> None:
+    """What is kept of a set that names no groups is what is kept of it alone: its ids, and that it has none. Mutant
+    check: a column of groups that holds for all rows of the file."""
+    grouped = _named(RowIds(range(len(groups)), groups), "a")
+    own = _named(RowIds(range(others), None if plain else [None] * others), "b")
+    values = (mean_of(np.ones(len(groups))), mean_of(np.ones(others)))
+    content = kept_rows.encode({"a/m": (grouped, values[0]), "b/m": (own, values[1])})
+    alone = kept_rows.encode({"b/m": (RowIds(own.ids), values[1])})
+    assert content is not None
+    assert alone is not None
+    first, second, expected = (
+        kept_rows.decode(content, "a/m"),
+        kept_rows.decode(content, "b/m"),
+        kept_rows.decode(alone, "b/m"),
+    )
+    assert first is not None
+    assert first.groups == len(set(groups))
+    assert second is not None
+    assert expected is not None
+    assert (second.groups, second.ids, second.group_of) == (None, expected.ids, None)
+
+
 def test_what_a_run_records_of_its_data_is_of_each_set(sources: dict[str, str]) -> None:
     """A digest each, by which a change is noticed. Mutant check: the first set's alone."""
     config = job(sources, {"a": sources["a"], "b": sources["b"]})
@@ -321,6 +361,24 @@ def test_a_sweep_is_judged_by_metrics_of_its_sets(sources: dict[str, str]) -> No
     ids = [made.arms[0].config(stage="confirm", seed=0).id for made in (plan, again, other)]
     assert ids[0] == ids[1]
     assert ids[1] != ids[2], "a set is a part of the job"
+
+
+@pytest.mark.parametrize(
+    ("metric", "tune", "seen"),
+    [
+        ('{ name = "a/spearman" }', '{ a = "A", b = "B" }', ["data.tune.a and data.confirm.a"]),
+        ('{ name = "a/spearman" }', '{ a = "B" }', []),
+        ('{ name = "mean/spearman" }', '{ a = "B", c = "other.tsv" }', ["data.tune.a and data.confirm.b"]),
+        ('[{ name = "a/spearman" }, { name = "b/spearman" }]', '{ a = "B" }', ["data.tune.a and data.confirm.b"]),
+        ('[{ name = "a/spearman" }, { name = "all/spearman" }]', '{ a = "B" }', ["data.tune.a and data.confirm.b"]),
+    ],
+)
+def test_the_plan_warns_of_sets_that_tuning_and_verdict_look_at(
+    sources: dict[str, str], metric: str, tune: str, seen: list[str]
+) -> None:
+    """And of no others: here b is judged, and no claim is made of it. Mutant check: the sources of all sets as one."""
+    notes = planning.make(loaded(sources, metric, tune)).warnings
+    assert [note.partition(" are the same rows")[0] for note in notes if "are the same rows" in note] == seen
 
 
 @pytest.mark.parametrize(
