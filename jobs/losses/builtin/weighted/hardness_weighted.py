@@ -47,9 +47,10 @@ def hardness_weighted(
     log_weights = (hardness.log_softmax(1) + count[:, None].log()).masked_fill(~allowed, 0.0)
     v = (logits + log_weights).logsumexp(1)
     if class_prior:
-        # Relative to exp l_ii, as v is. log(exp v - tau n), where that is above the least that it can be.
-        bound = count * class_prior
+        # Relative to exp l_ii, as v is: log(exp v - tau n) without exp v, which is too large for cold temperatures; but
+        # no less than the least that it can be.
         least = count.log() - (1 + found.positive[some]) / temperature
-        left = (v.exp() - bound).clamp_min(torch.finfo(v.dtype).tiny).log() - math.log(1 - class_prior)
-        v = torch.maximum(left, least.to(v.dtype))
+        taken = (count * class_prior).log() - v
+        left = v + (-torch.expm1(taken.clamp(max=-torch.finfo(v.dtype).eps))).log() - math.log(1 - class_prior)
+        v = torch.maximum(left.masked_fill(taken >= 0, -torch.inf), least.to(v.dtype))
     return torch.logaddexp(v, torch.zeros_like(v)).sum() / len(queries)
