@@ -56,7 +56,7 @@ def test_debiased_is_finite_and_exact_at_cold_temperatures(
     exact = [x.double().requires_grad_() for x in rows]
     loss = components.called("loss", "hardness_weighted", {"class_prior": 0.2, "beta": beta})
     value = loss(queries=leaves[0], keys=leaves[1], temperature=temperature, **NO_TEXTS)
-    logs = [log_of_negatives(*exact, i, temperature, beta=beta, prior=0.2) for i in range(pairs)]
+    logs = [log_of_negatives(exact[0], exact[1], i, temperature, beta=beta, prior=0.2) for i in range(pairs)]
     expected = torch.stack([torch.logaddexp(v, torch.zeros_like(v)) for v in logs]).mean()
     near = 1e-9 if dtype == torch.float64 else 2e-6 / temperature
     torch.testing.assert_close(value.double(), expected, rtol=near, atol=near)
@@ -67,3 +67,42 @@ def test_debiased_is_finite_and_exact_at_cold_temperatures(
         assert leaf.grad.isfinite().all()
         if dtype == torch.float64:
             torch.testing.assert_close(leaf.grad, x.grad, rtol=1e-7, atol=1e-7 / temperature)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("pairs", [2, 3, 5, 8, 13])
+def test_what_is_embedded_alike_is_no_nearer_than_the_positive(pairs: int, dtype: torch.dtype) -> None:
+    """Texts that differ in case alone, or beyond the longest that is read, and keys of them that are told apart by
+    their ids. Seen: a dot product of rows and an entry of a matrix product differ in the last bit, and all negatives of
+    an anchor, or none, were left out."""
+    draw = units(pairs, pairs, 17).to(dtype)
+    alike = draw[:1].expand(pairs, -1).clone()
+    ids = torch.arange(pairs)
+    texts = {"negatives": None, "ids": ids, "key_ids": ids + 100, "negative_ids": None}
+    own = components.called("loss", "false_negatives", {})
+    value = own(queries=draw[1:2].expand(pairs, -1).clone(), keys=alike, temperature=0.05, **texts)
+    assert float(value) == pytest.approx(math.log(pairs), rel=1e-4)
+    guided = components.called("loss", "gist", {"own_side": False})
+    value = guided(
+        queries=draw[:1].expand(pairs, -1), keys=draw[:1].expand(pairs, -1), guide_queries=draw, temperature=0.05,
+        guide_keys=alike, guide_negatives=None, **texts,
+    )  # fmt: skip
+    assert float(value) == pytest.approx(math.log(pairs), rel=1e-4)
+
+
+@pytest.mark.parametrize(("rule", "bound"), [("margin", 0.3), ("share", 0.5)])
+def test_a_candidate_above_the_bound_is_left_out_and_one_below_is_not(rule: str, bound: float) -> None:
+    """By a hundred times what rounding is taken to be."""
+    positive = torch.tensor([0.6, 0.8], dtype=torch.float64)
+    most = 0.6 + bound if rule == "margin" else 0.6 * bound
+    for nearer in (True, False):
+        cosine = most + (2e-10 if nearer else -2e-10)
+        keys = torch.stack([positive, torch.tensor([cosine, math.sqrt(1 - cosine**2)], dtype=torch.float64)])
+        queries = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+        loss = components.called("loss", "false_negatives", {"rule": rule, rule: bound})
+        value = loss(queries=queries, keys=keys, temperature=0.1, **NO_TEXTS)
+        of_first = 0.0 if nearer else math.log1p(math.exp((cosine - 0.6) / 0.1))
+        second = float(keys[1, 1]), 0.8
+        is_left = second[1] <= (second[0] + bound if rule == "margin" else second[0] * bound)
+        of_second = math.log1p(math.exp((second[1] - second[0]) / 0.1)) if is_left else 0.0
+        assert float(value) == pytest.approx((of_first + of_second) / 2, rel=1e-9)

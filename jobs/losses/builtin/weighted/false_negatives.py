@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from jobs.losses.builtin.weighted._dense import candidates
+from jobs.losses.builtin.weighted._dense import candidates, is_nearer
 
 
 def false_negatives(
@@ -25,7 +25,8 @@ def false_negatives(
     share: float = 0.95,
 ) -> Tensor:
     """Average InfoNCE over anchors, without each candidate j of which s_ij > s_ii + margin or, by the other rule,
-    s_ij > share s_ii, s the cosine. The positive is never left out; an anchor without negatives counts 0."""
+    s_ij > share s_ii, s the cosine, by more than rounding. The positive is never left out; an anchor without negatives
+    counts 0."""
     found = candidates(
         queries=queries,
         keys=keys,
@@ -36,7 +37,7 @@ def false_negatives(
     )
     positive = found.positive.detach()[:, None]
     most = positive + margin if rule == "margin" else share * positive
-    kept = found.negative & (found.similarity.detach() <= most)
+    kept = found.negative & ~is_nearer(found.similarity.detach(), most)
     some = kept.any(1)
     differences = (found.similarity - found.positive[:, None])[some] / temperature
     v = differences.masked_fill(~kept[some], -torch.inf).logsumexp(1)
