@@ -7,6 +7,14 @@ from collections.abc import Mapping, Sequence
 NOTHING = "–"
 """Written where there is no number."""
 
+MOST_NAMED = 6
+"""Of arms with one verdict, or of places, those that a sentence names; of more it says how many there are."""
+
+
+def enumerated(parts: Sequence[str], last: str = "and") -> str:
+    """List `a`, `a and b`, or `a, b and c`."""
+    return f"{', '.join(parts[:-1])} {last} {parts[-1]}" if len(parts) > 1 else "".join(parts)
+
 
 def value(x: float | None) -> str:
     """Format a metric: four decimals, or three significant digits where those would say nothing."""

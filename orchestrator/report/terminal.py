@@ -72,8 +72,8 @@ def _comparisons(answer: Answer, names: Names, *, by: str) -> list[RenderableTyp
         comparisons.add_row(
             Text(names.pair(result.a, result.b)),
             signed(result.delta),
-            interval(result.interval, sign=True),
-            probability(deciding_p(result)),
+            interval(comparison.interval, sign=True),
+            probability(deciding_p(comparison)),
             *([NOTHING if (needed := seeds_needed(result)) is None else about(needed)] if has_needed else []),
             verdict_of(comparison, answer.smallest_difference),
         )

@@ -178,8 +178,10 @@ def parts(differences: ArrayLike, rows: RowVariance | None, level: float) -> Var
 def parts_of_one(differences: ArrayLike, rows: RowVariance | None, level: float) -> VarianceParts:
     """Say the same of a difference that no seed changes, [1]: all of its uncertainty is that of the rows."""
     x = vector(differences)
-    if len(x) != 1 or rows is None:
+    if len(x) != 1:
         return VarianceParts()
+    if rows is None:
+        return VarianceParts(seeds=0.0)
     quantile, mean = float(special.stdtrit(rows.units - 1, (1 + level) / 2)), float(x[0])
     half, then = (quantile * math.sqrt(own.variance) for own in (rows, rows.of_more(MORE_ROWS)))
     return VarianceParts(

@@ -83,7 +83,7 @@ SHELVES = {
     "formatting naming swaps variance",
     "orchestrator/report/render": "page > plots > cost differences levels lines tuned > looks > figure",
     "orchestrator/report/summary": "multi_run outside > evidence > arms best warnings > "
-    "budgets compatibility pairs sentences > records",
+    "budgets compatibility pairs sentences > untested > records",
     "orchestrator/report/summary/outside": "judging > direction reading",
     "orchestrator/report/summary/records": "views > metrics tuning > plain_json",
     "orchestrator/report/tables": "content > answers grids uncertainty > measures > blocks",

@@ -101,8 +101,8 @@ def _row(axes: Axes, looks: Looks, comparison: ComparisonSummary, middle: float,
         size = 5 if len(values) <= 20 else 3.5
         axes.plot(values, heights, marker, color=colour, markersize=size, alpha=0.75, markeredgewidth=0)
     line = middle + (0.12 if dots else 0)
-    if result.interval:
-        axes.plot(result.interval, [line] * 2, color=INK, linewidth=1.4, solid_capstyle="butt")
+    if comparison.interval:
+        axes.plot(comparison.interval, [line] * 2, color=INK, linewidth=1.4, solid_capstyle="butt")
     if result.delta is not None:
         axes.plot([result.delta], [line], "D", color=INK if dots else colour, markersize=4.5)
     _crosses(axes, result, middle, colour, is_more_better=looks.answer.mode == "max")
@@ -132,7 +132,7 @@ def _verdict(comparison: ComparisonSummary, looks: Looks, *, dots: bool) -> str:
     result = comparison.result
     verdict = verdict_of(comparison, looks.answer.smallest_difference)
     lines = [wrapped(verdict, RIGHT - 0.15, most=VERDICT_LINES)]
-    if dots and (p := deciding_p(result)) is not None:
+    if dots and (p := deciding_p(comparison)) is not None:
         lines.append(f"p = {formatting.probability(p)}")
     if lost(result):
         lines.append(f"{lost(result)} of {result.n} diverged")
@@ -147,8 +147,7 @@ def _high(comparison: ComparisonSummary, looks: Looks, left: float, *, dots: boo
 
 
 def _limits(rows: Sequence[ComparisonSummary], limit: float) -> tuple[float, float]:
-    results = [comparison.result for comparison in rows]
-    ends = [x for result in results for x in (*(result.interval or ()), *measured(result))]
+    ends = [x for one in rows for x in (*(one.interval or ()), *measured(one.result))]
     low, high = min(0.0, -limit, *ends), max(0.0, limit, *ends)
     margin = 0.06 * (high - low) or 1.0
     return low - margin, high + margin

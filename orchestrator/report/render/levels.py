@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from jobs.core.plain import visible
+from orchestrator.report.formatting import enumerated
 from orchestrator.report.naming import shortened, word
 from orchestrator.report.render.figure import (
     GUTTER,
@@ -29,7 +30,6 @@ from orchestrator.report.render.figure import (
 from orchestrator.report.render.looks import TOGETHER, Looks
 from orchestrator.report.summary.best import FEWEST_LEVELS
 from orchestrator.report.summary.records import ArmSummary, Summary
-from orchestrator.report.summary.sentences import enumerated
 from orchestrator.system.display import counted
 
 WIDE_RANGE = 8

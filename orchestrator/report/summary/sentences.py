@@ -8,7 +8,7 @@ from pydantic import JsonValue
 
 from jobs.config import canonical
 from orchestrator.ledger.stored import JsonObject
-from orchestrator.report.formatting import interval, probability, setting, signed, value
+from orchestrator.report.formatting import MOST_NAMED, enumerated, interval, probability, setting, signed, value
 from orchestrator.report.naming import Names, level_text, names_of, place_of, word
 from orchestrator.report.summary.records import (
     SIDES,
@@ -21,6 +21,7 @@ from orchestrator.report.summary.records import (
     WhichSummary,
 )
 from orchestrator.report.summary.records.views import by_each
+from orchestrator.report.summary.untested import without_a_test
 from orchestrator.report.swaps import SettingSummary, SwapSummary
 from orchestrator.statistics import Comparison, Verdict
 from orchestrator.system.display import by_count, counted
@@ -39,10 +40,6 @@ THESE_ROWS = "on these rows"
 
 PERHAPS = "perhaps by less than matters"
 """What qualifies better and worse where the interval reaches below the smallest difference that matters."""
-
-
-MOST_NAMED = 6
-"""Of arms with one verdict, or of places, those that a sentence names; of more it says how many there are."""
 
 
 def sentence(answer: Answer) -> str:
@@ -126,12 +123,8 @@ def _some(parts: Sequence[str], last: str) -> str:
     return enumerated(parts, last) if len(parts) <= MOST_NAMED else f"{len(parts)} arms"
 
 
-def enumerated(parts: Sequence[str], last: str = "and") -> str:
-    """List `a`, `a and b`, or `a, b and c`."""
-    return f"{', '.join(parts[:-1])} {last} {parts[-1]}" if len(parts) > 1 else "".join(parts)
-
-
 def _verdicts(answer: Answer, names: Names) -> str:
+    untested = [comparison for comparison in answer.comparisons if comparison.is_seedless]
     compared = [comparison.result for comparison in answer.comparisons]
     if not any(result.n or result.verdict == "diverges" for result in compared):
         return "No verdict yet: no comparison has a pair of finished confirm trials."
@@ -143,7 +136,10 @@ def _verdicts(answer: Answer, names: Names) -> str:
     if len(compared) <= 3:
         clauses = [_clause(comparison, answer, names, brief=True) for comparison in answer.comparisons]
         return prefix + "; ".join(clauses) + "."
-    qualified = _qualified(answer)
+    compared = [comparison.result for comparison in answer.comparisons if not comparison.is_seedless]
+    if not compared:
+        return ("" if answer.complete else "Not complete. ") + without_a_test(untested, answer.metric, names)
+    qualified = _qualified(answer) + (f" {without_a_test(untested, answer.metric, names)}" if untested else "")
     of_baseline: dict[str, list[Comparison]] = {}
     for result in compared:
         of_baseline.setdefault(result.b, []).append(result)
@@ -235,6 +231,8 @@ def verdict_of(comparison: ComparisonSummary, smallest_difference: float) -> str
     """Return a comparison's verdict on its arm, as tables and plots show it, with what qualifies it."""
     result = comparison.result
     same = result.same_objective and result.verdict == "equivalent"
+    if comparison.is_seedless and not same:
+        return "no test"
     rows = f" {THESE_ROWS}" if is_of_these_rows(comparison) else ""
     perhaps = f", {PERHAPS}" if may_not_matter(result, smallest_difference) else ""
     return "same objective" if same else f"{VERDICTS[result.verdict]}{rows}{perhaps}"
@@ -259,15 +257,17 @@ def seeds_needed(result: Comparison) -> int | None:
     return result.needed if result.complete else None
 
 
-def is_tested(result: Comparison) -> bool:
+def is_tested(comparison: ComparisonSummary) -> bool:
     """Return whether a p-value stands behind the verdict of a comparison, or would."""
-    return bool(result.n) and result.verdict != "diverges"
+    result = comparison.result
+    return bool(result.n) and result.verdict != "diverges" and not comparison.is_seedless
 
 
-def deciding_p(result: Comparison) -> float | None:
+def deciding_p(comparison: ComparisonSummary) -> float | None:
     """Return the p-value that decided the verdict: of equivalence where that is the verdict, else of the joint test;
     None where nothing was tested."""
-    if not is_tested(result):
+    result = comparison.result
+    if not is_tested(comparison):
         return None
     return result.p_equivalence_holm if result.interval_kind == "equivalence" else result.p_adjusted
 
@@ -354,11 +354,15 @@ def _clause(comparison: ComparisonSummary, answer: Answer, names: Names, *, brie
 def _evidence(comparison: ComparisonSummary, unit: str, *, brief: bool) -> str:
     """Say what decides: `p = 0.0020, 10 seeds`; of encoders that are not trained, and so say the same for every seed,
     the interval on other rows, as there is no test."""
-    result, parts = comparison.result, comparison.parts
-    if result.n == 1 and parts.seeds == 0.0:
-        rows = f"; on other rows of the same kind {interval(parts.interval, sign=True)}" if parts.interval else ""
+    result = comparison.result
+    if comparison.is_seedless:
+        rows = (
+            f"; on other rows of the same kind {interval(comparison.interval, sign=True)}"
+            if comparison.interval
+            else ""
+        )
         return f"no seed changes it, as nothing is trained, so there is no test{rows}"
-    return f"p = {probability(deciding_p(result))}" + ("" if brief else f", {counted(result.n, unit)}")
+    return f"p = {probability(deciding_p(comparison))}" + ("" if brief else f", {counted(result.n, unit)}")
 
 
 def unit_of(answer: Answer) -> str:

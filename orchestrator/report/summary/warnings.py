@@ -69,7 +69,7 @@ def oddities(answer: Answer, *, pairs: int) -> Iterable[str]:
         several = listed(close, separator=", ")
         yield f"{several}: the best two settings of {whose} lie closer together than two seeds do."
     tested = sum(comparison.result.p is not None for comparison in answer.comparisons)
-    is_seedless = all(c.result.n == 1 and c.parts.seeds == 0.0 for c in answer.comparisons)
+    is_seedless = all(comparison.is_seedless for comparison in answer.comparisons)
     if tested and not is_seedless and answer.smallest_p > (level := answer.alpha["difference"]):
         several = counted(pairs, sentences.unit_of(answer))
         yield f"{several} cannot reach p <= {level:g}: the smallest p is {answer.smallest_p:.3g}."

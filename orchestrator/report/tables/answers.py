@@ -9,10 +9,12 @@ from typing import Literal
 import numpy as np
 
 from orchestrator.report import formatting
+from orchestrator.report.formatting import enumerated
 from orchestrator.report.naming import Names
 from orchestrator.report.summary.records import Answer, ComparisonSummary, MultiRunSummary, Summary
 from orchestrator.report.summary.records.views import by_each, tests_of
-from orchestrator.report.summary.sentences import deciding_p, enumerated, is_of_these_rows, unit_of
+from orchestrator.report.summary.sentences import deciding_p, is_of_these_rows, unit_of
+from orchestrator.report.summary.untested import no_test
 from orchestrator.statistics import power
 from orchestrator.system.display import by_count, counted, duration
 
@@ -43,7 +45,12 @@ def short_answers(answer: Answer, names: Names, commands: Sequence[str]) -> Iter
 
 def _sure(answer: Answer) -> Iterator[str]:
     unit = unit_of(answer)
-    tested = [c.result for c in answer.comparisons if c.result.p is not None and c.result.n]
+    untested = [c for c in answer.comparisons if c.is_seedless]
+    tested = [c.result for c in answer.comparisons if c.result.p is not None and c.result.n and not c.is_seedless]
+    if untested:
+        yield no_test(untested)
+    if untested and not tested:
+        return
     if not tested:
         yield f"Nothing is claimed{'' if answer.complete else ' yet'}."
         return
@@ -59,7 +66,7 @@ def _sure(answer: Answer) -> Iterator[str]:
     claimed = [c for c in answer.comparisons if c.result.verdict in ("a_better", "b_better")]
     if not answer.complete and all(c.result.verdict == "inconclusive" for c in answer.comparisons):
         yield "Nothing is claimed yet."
-    largest = max((p for c in claimed if (p := deciding_p(c.result)) is not None), default=None)
+    largest = max((p for c in claimed if (p := deciding_p(c)) is not None), default=None)
     if len(answer.comparisons) > 1 and largest is not None:
         yield f"Where better or worse is claimed, p is at most {formatting.probability(largest)}."
     yield from _on_other_rows(claimed, unit)
@@ -87,7 +94,8 @@ def _finds(answer: Answer, tests: int) -> float | None:
     metrics."""
     if isinstance(answer, Summary) and answer.looks is not None:
         return None
-    tested = [c.result for c in answer.comparisons if c.result.p is not None and c.result.n_trained == c.result.n]
+    compared = [c.result for c in answer.comparisons if c.result.p is not None and not c.is_seedless]
+    tested = [result for result in compared if result.n_trained == result.n]
     if not tested or min(result.n for result in tested) < FEWEST_PAIRS or not answer.complete:
         return None
     spread = max(float(np.std([pair.difference for pair in result.pairs], ddof=1)) for result in tested)

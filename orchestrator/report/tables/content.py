@@ -42,6 +42,11 @@ whole sweep has a chance of 0.05.
 The interval holds every difference that was not rejected; inconclusive does not mean equal.
 """
 
+UNTESTED = """
+Where nothing is trained no seed changes a number, so there is no test: the interval is then that of the difference on
+other rows of the same kind.
+"""
+
 READING = """
 Arms are compared seed by seed: both train from the same seed, and the difference is the arm minus its baseline.
 
@@ -94,7 +99,7 @@ def page(summary: Summary, sweep: SweepTable, columns: Columns, mlflow: Block | 
     """Build the report of a run. sweep: as resolved, which can be launched again. mlflow: where the run is there."""
     names = names_of(summary.arms)
     blocks = [
-        *_reading("How to read this", AT_FIRST),
+        *_how_to_read(summary),
         Heading("Evidence"),
         *_evidence(summary, names),
         *grids.exploratory(summary, names),
@@ -137,7 +142,7 @@ def multi_run_page(answer: MultiRunSummary, sweeps: Mapping[str, SweepTable], co
     """Build the report of several runs: each by its own plan first. sweeps: name of a run -> its resolved sweep."""
     runs, names = answer.runs, names_of(answer.arms)
     blocks = [
-        *_reading("How to read this", AT_FIRST),
+        *_how_to_read(answer, *runs.values()),
         Heading("Each run by its own plan"),
         *(block for name, summary in runs.items() for block in _by_plan(name, summary)),
         Heading("All arms"),
@@ -224,6 +229,13 @@ def _warned(summary: Summary) -> Iterator[Block]:
     if summary.warnings:
         yield Paragraph("Before anything ran, plan and launch warned:")
         yield Bullets(summary.warnings, warning=True)
+
+
+def _how_to_read(*answers: Answer) -> Iterator[Block]:
+    """Yield what a reader has to know of intervals and p, as far as there are tests, and what stands where none are."""
+    untested = [comparison.is_seedless for answer in answers for comparison in answer.comparisons]
+    tests = [] if untested and all(untested) else [AT_FIRST]
+    yield from _reading("How to read this", "\n".join([*tests, *([UNTESTED] if any(untested) else [])]))
 
 
 def _reading(title: str, parts: str) -> Iterator[Block]:

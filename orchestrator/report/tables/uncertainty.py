@@ -8,7 +8,7 @@ from jobs.config.after_sections import without_dims, without_set
 from orchestrator.report import formatting
 from orchestrator.report.naming import Names
 from orchestrator.report.summary.records import Answer, ComparisonSummary, MultiRunSummary, Summary
-from orchestrator.report.summary.sentences import enumerated, unit_of
+from orchestrator.report.summary.sentences import unit_of
 from orchestrator.report.tables.blocks import Block, Grid, Heading, Paragraph
 from orchestrator.statistics.rows import VarianceParts
 from orchestrator.system.display import counted
@@ -69,11 +69,11 @@ def _lacking(answer: Answer) -> str:
             "all rows together."
         )
     named = list(dict.fromkeys(name if _plain(name) in others else _plain(name) for name in names))
+    if not named:
+        return ""
     return (
-        f"There is no interval on other rows for {enumerated(named)}: a number of all rows together, of which nothing "
-        "is kept by row."
-        if named
-        else ""
+        f"There is no interval on other rows for {formatting.enumerated(named)}: a number of all rows together, of "
+        "which nothing is kept by row."
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,7 +15,11 @@ from scipy import stats
 
 from jobs.config import ConfigError, components
 from jobs.config.after_sections import DRAWN
-from orchestrator import sweep
+from orchestrator import report, sweep
+from orchestrator.report.summary.records import Summary
+from orchestrator.report.summary.sentences import sentence
+from orchestrator.report.tables.blocks import Bullets, Grid
+from orchestrator.report.tables.content import page
 from orchestrator.statistics import rows as of_rows
 from orchestrator.sweep import plan as planning
 
@@ -47,6 +52,52 @@ def test_what_is_trained_or_differs_by_seed_is_tested_as_ever(begin: Begin) -> N
     assert [(one["n"], one["verdict"]) for one in said["comparisons"]] == [(1, "inconclusive"), (10, "a_better")]
     said = played(begin(UNTRAINED, seeds=10), COPIES)
     assert {one["n"] for one in said["comparisons"]} == {10}
+
+
+MANY = '[compare]\n"evaluate.neighbours" = [5, 10, 20, 40, 80]\n'
+
+
+def summary_of(run: Run, values: dict[str, float], rows: float) -> Summary:
+    """The summary of arms whose seeds all say that, with intervals on other rows of that half width."""
+    for arm, value in values.items():
+        for trial in run.confirm(arm):
+            run.done(trial, value)
+    run.ledger.set_run(state="done")
+    made = report.summarize(run.ledger)
+    assert all(one.is_seedless for one in made.comparisons), "with or without rows that were kept"
+    return replace(made, comparisons=[
+        replace(one, parts=replace(one.parts, interval=(one.result.delta - rows, one.result.delta + rows)))
+        for one in made.comparisons if one.result.delta is not None
+    ])  # fmt: skip
+
+
+def test_differences_that_no_seed_changes_are_told_with_their_intervals_on_other_rows(begin: Begin) -> None:
+    """Mutant check: said to be inconclusive by one pair of seeds, with a chance of 0.05 of a wrong claim."""
+    values = dict(zip((f"neighbours={k}" for k in (5, 10, 20, 40, 80)), (0.5, 0.6, 0.7, 0.4, 0.52), strict=True))
+    made = summary_of(begin(MANY, seeds=2, overrides=[TRAINED]), values, 0.05)
+    assert sentence(made) == (
+        "No seed changes this, as nothing is trained, so there is no test. In knn_accuracy, with intervals on other "
+        "rows of the same kind: neighbours 10 +0.1000 [+0.0500, +0.1500], neighbours 20 +0.2000 [+0.1500, +0.2500], "
+        "neighbours 40 -0.1000 [-0.1500, -0.0500] and neighbours 80 +0.0200 [-0.0300, +0.0700] against 5."
+    )
+    shown = page(made, cast("Any", {}), ())
+    (sure,) = [one.text for one in shown.answers if one.key == "sure"]
+    assert sure == (
+        "No seed changes 4 differences, as nothing is trained, so there is no test; 3 of 4 intervals on other rows of "
+        "the same kind leave out 0."
+    )
+    (table,) = [one for one in shown.blocks if isinstance(one, Grid) and "p alone" in one.headings]
+    assert [(row[2], row[4], row[5], row[6]) for row in table.rows][:1] == [("no test", "[+0.0500, +0.1500]", "–", "–")]
+    (reading,) = [one for one in shown.blocks if isinstance(one, Bullets)][:1]
+    assert "there is no test" in " ".join(reading.items)
+    assert "sign" not in " ".join(reading.items)
+
+
+def test_of_very_many_it_is_told_how_many_hold(begin: Begin) -> None:
+    many = MANY.replace("80]", "80, 90, 95, 99]")
+    values = {f"neighbours={k}": 0.5 + k / 1000 for k in (5, 10, 20, 40, 80, 90, 95, 99)}
+    made = summary_of(begin(many, seeds=2, overrides=[TRAINED]), values, 0.05)
+    assert sentence(made).endswith("4 of 7 intervals on other rows of the same kind leave out 0.")
 
 
 @given(st.lists(st.integers(-1000, 1000), min_size=3, max_size=30))

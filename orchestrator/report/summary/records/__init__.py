@@ -122,6 +122,16 @@ class ComparisonSummary:
     """Where the uncertainty comes from."""
 
     @property
+    def is_seedless(self) -> bool:
+        """Whether no seed changes it, as nothing is trained: there is no test then, and other rows alone may differ."""
+        return self.result.n == 1 and self.parts.seeds == 0.0
+
+    @property
+    def interval(self) -> Interval | None:
+        """The interval to show: that of the verdict, or without a test that on other rows of the same kind."""
+        return self.parts.interval if self.is_seedless else self.result.interval
+
+    @property
     def outlying(self) -> list[int]:
         """Seeds whose difference lies far from the others'."""
         return statistics.outlying({pair.seed: pair.difference for pair in self.result.pairs if not pair.diverged})
