@@ -297,6 +297,11 @@ def line_of(error: BaseException) -> str:
     return lines[-1]
 
 
+def top_module(path: str) -> str:
+    """Return the package, or the module, that an import path begins with."""
+    return path.partition(":")[0].partition(".")[0]
+
+
 def metric_name(path: str) -> str:
     """Return what a metric is called in a job and its results: the part after the colon."""
     return path.rpartition(":")[2]

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -214,3 +214,18 @@ def activate_here() -> None:
     folder = os.environ.get(HERE)
     if folder and folder not in sys.path:
         sys.path.insert(0, folder)
+
+
+def carried(modules: Iterable[str]) -> UserCode | None:
+    """Read the folder that $ORCHESTRATOR_CODE names; None where one of these imported modules lies elsewhere."""
+    folder = os.environ.get(HERE)
+    if not folder or not all(_is_in(folder, module) for module in modules):
+        return None
+    root = Path(folder)
+    return UserCode({path.relative_to(root).as_posix(): path.read_bytes() for path in _files(root)})
+
+
+def _is_in(folder: str, module: str) -> bool:
+    imported = sys.modules.get(module)
+    file = getattr(imported, "__file__", None) or next(iter(getattr(imported, "__path__", [])), None)
+    return file is not None and Path(file).is_relative_to(folder)

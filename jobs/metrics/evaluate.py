@@ -97,7 +97,8 @@ def evaluate(
     """
     encode: Encode = Encoder(model, job.evaluate.batch, job.evaluate.head, group, device)
     if not job.trains:  # other settings are judged on the same embeddings
-        encode = Kept(encode, identity_of(model, job, reading=model.reading.record, device=device))
+        identity = identity_of(model, job, reading=model.reading.record, device=device)
+        encode = encode if identity is None else Kept(encode, identity)
     with evaluation_mode(model), threadpool_limits(limits=job.execution.threads):
         metrics = judge(task or task_of(job, tokenizer), encode, judged, job=job, final=final)
     if outcomes is not None:

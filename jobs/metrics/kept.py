@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from jobs.artifacts.storage import temp_path
-from jobs.config import JobConfig, canonical
+from jobs.config import JobConfig, canonical, components, user_code
 from jobs.core import provenance
 from jobs.core.collectives import agree
 from jobs.data.tasks.judging import Encode
@@ -65,9 +65,18 @@ class Kept(Around):
         return encoded
 
 
-def identity_of(model: nn.Module, job: JobConfig, *, reading: Mapping[str, object], device: torch.device | str) -> str:
-    """Compute the digest of all that decides an embedding but the row: sha256, in hex."""
+def identity_of(
+    model: nn.Module, job: JobConfig, *, reading: Mapping[str, object], device: torch.device | str
+) -> str | None:
+    """Compute the digest of all that decides an embedding but the row: sha256, in hex. None where an encoder or a
+    pooling of the user's own did not come with the run, so that nothing says when its code has changed."""
     digest = hashlib.sha256()
+    own = [name for name in (job.model.name, job.model.pooling) if name and components.is_import_path(name)]
+    if own:
+        carried = user_code.carried(components.top_module(name) for name in own)
+        if carried is None:
+            return None
+        digest.update(carried.digest.encode())
     for name, values in sorted(model.state_dict().items()):
         whole = values.detach().cpu().contiguous()
         digest.update(f"{name} {whole.dtype} {tuple(whole.shape)}\n".encode())

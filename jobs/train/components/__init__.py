@@ -87,7 +87,7 @@ def _distribution(name: str) -> tuple[tuple[str, str] | None, str]:
     """Find the distribution that an import path was installed with, or what is wrong with where it comes from."""
     if not components.is_import_path(name):
         return None, ""
-    top = name.partition(":")[0].partition(".")[0]
+    top = components.top_module(name)
     file = getattr(sys.modules[top], "__file__", None) or next(iter(getattr(sys.modules[top], "__path__", [])), "")
     folder = os.environ.get(user_code.HERE)
     if folder and Path(file).is_relative_to(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from functools import partial
@@ -15,7 +16,7 @@ import torch.distributed as dist
 from ranks import SpawnRanks
 
 from jobs import models
-from jobs.config import JobConfig
+from jobs.config import JobConfig, components
 from jobs.data.tasks import task_of
 from jobs.metrics import kept
 from jobs.metrics.evaluate import Encoder, evaluate
@@ -74,6 +75,40 @@ def test_another_setting_is_judged_on_what_was_encoded_once(folder: Path, monkey
 def test_what_decides_a_bit_decides_what_is_found(other: dict[str, Any]) -> None:
     measured(job_of())
     assert measured(job_of(**other))[1]
+
+
+OWN = """
+import torch
+
+class Own(torch.nn.Module):
+    def __init__(self, image_shape):
+        super().__init__()
+        self.width = 8
+        self.factor = torch.nn.Parameter(torch.ones(8))
+
+    def forward(self, pixel_values):
+        return (pixel_values.flatten(1)[:, 16:24] * self.factor + {shift})[:, :, None, None]
+"""
+
+
+@pytest.mark.parametrize("carried", [True, False], ids=["with the run", "installed"])
+def test_code_of_ones_own_decides_what_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, carried: bool) -> None:
+    """An encoder whose weights stay while its module changes: what comes with a run counts by all that it holds, and of
+    other code nothing is known, so nothing is kept. Mutant check: without the code in the identity the embeddings of
+    the former module are found."""
+    (lab := tmp_path / "lab").mkdir()
+    monkeypatch.syspath_prepend(lab)
+    monkeypatch.setenv("ORCHESTRATOR_CODE", str(lab) if carried else "")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # two versions are written within a second
+    seen = []
+    for shift in (0, 0, 1):
+        (lab / "keptlab.py").write_text(OWN.format(shift=shift))
+        monkeypatch.delitem(sys.modules, "keptlab", raising=False)
+        components._called.cache_clear()  # as in another process
+        said, encoded = measured(job_of(model={"name": "keptlab:Own"}, evaluate={"batch": 16}))
+        seen.append((said["uniformity"], bool(encoded)))
+    assert seen[0][0] == seen[1][0] != seen[2][0]
+    assert [encoded for _, encoded in seen] == [True, not carried, True]
 
 
 def test_a_training_keeps_nothing(folder: Path) -> None:
