@@ -73,8 +73,8 @@ class SentenceTask:
         return self._judge.evaluate(Texts(encode, self.tokenizer), judged, final=final)
 
     def training(self, encode: Encode, rows: int) -> Tensor:
-        """Encode anchors and then positives of the first rows of data.train."""
-        columns = sentence_rows(self._job).table.slice(0, rows).columns[:2]
+        """Encode anchors and then positives of the first rows of data.train; of a list of positives the first."""
+        columns = first_texts(sentence_rows(self._job)).table.slice(0, rows).columns[:2]
         return Texts(encode, self.tokenizer)([text for column in columns for text in column.to_pylist()])
 
     def check(self) -> Iterator[str]:

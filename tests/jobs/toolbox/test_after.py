@@ -315,6 +315,24 @@ def test_sentences_are_fitted_to_anchor_and_positive(tmp_path: Path) -> None:
     assert seen["spearman"] == pytest.approx(spearmanr(measured_.round(9), wanted).statistic, abs=1e-9)
 
 
+def test_of_a_list_of_positives_the_first_is_fitted_to(tmp_path: Path) -> None:
+    """As of a column of the first ones. Mutant check: a list in the place of a text ends the evaluation."""
+    whole = sentence_job(tmp_path).model_dump(mode="json")
+    cells = [line.split("\t") for line in LINES]
+    rows = [{"query": left, "pos": [right, f"not {right}"], "first": right, "neg": []} for left, right, _ in cells]
+    (tmp_path / "lists.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer, seen = tokenizer_for(JobConfig.model_validate(whole)), []
+    for columns in (["query", "first"], ["query", "pos"], ["query", "pos", "neg"]):
+        drawn = None if columns[1] == "first" else len(columns) - 2
+        read = {"train": str(tmp_path / "lists.jsonl"), "columns": columns, "hard_negatives": drawn}
+        job = JobConfig.model_validate(whole | {"data": whole["data"] | read})
+        model = models.build(job, tokenizer=tokenizer)
+        task = task_of(job, tokenizer)
+        seen.append(evaluate(model, task.judged(), job=job, task=task))
+    assert seen[0]["spearman"]
+    assert seen == [seen[0]] * 3
+
+
 # Exported
 
 
