@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -96,6 +96,12 @@ def places(queries: Tensor, corpus: Tensor, *, tile: int = TILE, group: Group = 
             before += ((near > own) | ((near == own) & (here < rows))).sum(1)
         found.append(1 + before)
     return gather_rows(torch.cat(found), counts, group)
+
+
+def each_once(encode: Callable[[Sequence[str]], Tensor], texts: Sequence[str]) -> Tensor:
+    """Embed texts [n] to [n, D], equal ones once: in another batch they would differ by rounding, and be no ties."""
+    different = {text: at for at, text in enumerate(dict.fromkeys(texts))}
+    return encode(list(different))[torch.tensor([different[text] for text in texts], dtype=torch.int64)]
 
 
 def products(queries: Tensor, corpus: Tensor, pairs: NDArray[np.int64]) -> Tensor:

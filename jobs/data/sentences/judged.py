@@ -82,7 +82,8 @@ def bitext_rows(source: str, columns: tuple[str, ...] | None) -> Rows:
 
 
 def labelled_pairs(source: str, columns: tuple[str, ...] | None) -> SentenceEvaluation:
-    """Read pairs that say the same, or do not: scores of 1 and 0. Raises DataError for other ones."""
+    """Read pairs that say the same, or do not: scores of 1 and 0. Raises DataError for other ones, and for one kind
+    alone."""
     pairs = sentence_evaluation(source, columns)
     wrong = np.flatnonzero(~np.isin(pairs.score, (0.0, 1.0)))
     if len(wrong):
@@ -124,6 +125,8 @@ def bitext(source: str, columns: tuple[str, ...] | None) -> BitextEvaluation:
 def _bitext(rows: Rows) -> BitextEvaluation:
     names = tuple(rows.table.column_names)
     left, right = (as_text(rows, names).table[name].to_pylist() for name in names)
+    if len(left) < 2:
+        raise rows.fault("holds one text and its translation; two at least, of which one is the nearest")
     return BitextEvaluation(left, right, rows)
 
 

@@ -106,7 +106,10 @@ def _evaluation(rows: Rows) -> SentenceEvaluation:
     rows = as_text(rows, (first, second))
     numbers = _finite(rows)
     if len(np.unique(numbers)) < 2:
-        raise rows.fault("holds one score only; a rank correlation needs at least two different ones", column=name)
+        raise rows.fault(
+            f"holds one score only, {numbers[0]:g}; pairs are ranked, or told apart, by two different ones at least",
+            column=name,
+        )
     left, right = (rows.table[name].to_pylist() for name in (first, second))
     return SentenceEvaluation(left, right, numbers, rows)
 

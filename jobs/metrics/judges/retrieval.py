@@ -6,15 +6,17 @@ compares them, the one with the higher id comes first, as there: ids are compare
 
 from __future__ import annotations
 
+import inspect
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jobs.config import JobConfig, components
 from jobs.core.outcomes import Outcomes, RowIds, mean_of
+from jobs.data.faults import counted
 from jobs.data.sentences.retrieval import Columns, Retrieval, files_of, of_pairs, read_retrieval, tables_of
 from jobs.data.sources import Rows, exactly, read
 from jobs.data.tasks.judging import EncodeTexts
@@ -73,7 +75,8 @@ class Judge:
         for name, counts in self._at.items():
             if not all(count >= 1 for count in counts):
                 raise ValueError(f"{name}_at = {list(counts)}; numbers of documents are 1 or more")
-        self._most = max((count for counts in self._at.values() for count in counts), default=1)
+        if tile < 1:
+            raise ValueError(f"tile = {tile}; 1 at least is compared at once, such as 1024")
         self._beside = {"queries": queries, "corpus": corpus}
         self._pairs = _names("pair_columns", pair_columns, (2,))
         self._columns = Columns(
@@ -110,19 +113,16 @@ class Judge:
         import torch
 
         from jobs.metrics.evaluate import measured, of_names
+        from jobs.metrics.search import each_once
 
-        # Equal texts are encoded once: in another batch they would differ by rounding, and be no ties.
-        texts = list(dict.fromkeys([*rows.queries, *rows.documents]))
-        places = {text: place for place, text in enumerate(texts)}
-        unique = encode(texts)
-        queries, documents = (
-            unique[torch.tensor([places[text] for text in own])] for own in (rows.queries, rows.documents)
-        )
+        both = each_once(encode, [*rows.queries, *rows.documents])
+        queries, documents = both[: len(rows.queries)], both[len(rows.queries) :]
         plain = {f"{name}_at_{count}": (name, count) for name, counts in self._at.items() for count in counts}
         others = ("uniformity", *(("largest_eigenvalue_share", "random_pair_cosine") if final else ()))
-        if not torch.isfinite(unique).all():
+        if not torch.isfinite(both).all():
             return dict.fromkeys([*plain, "alignment", *others], Outcomes(float("nan")))
-        given = _ranked(rows, self._found(encode, queries, documents, rows).cpu().numpy(), self._most)
+        most = self._most()
+        given = _ranked(rows, self._found(encode, queries, documents, rows, most).cpu().numpy(), most)
         metrics = {
             key: mean_of(components.called("metric", name, {"k": count})(**given))
             for key, (name, count) in plain.items()
@@ -133,8 +133,19 @@ class Judge:
         metrics |= {name: Outcomes(outcome.value) for name, outcome in spread.items()}
         return metrics | measured(self._job, (), len(queries), embeddings=documents, **given)
 
-    def _found(self, encode: EncodeTexts, queries: Tensor, documents: Tensor, rows: Retrieval) -> Tensor:
-        """Find as many documents as any metric looks at: rows of the corpus, [Q, K], -1 where there are fewer."""
+    def _most(self) -> int:
+        """Return how many documents the metric looks at that looks at most: of the judge's and of those that the job
+        asks for."""
+        counts = [count for counts in self._at.values() for count in counts]
+        for path in self._job.evaluate.metrics:
+            given = self._job.evaluate.metric_options.get(components.metric_name(path), {})
+            default = inspect.signature(cast("Callable[..., object]", components.load("metric", path))).parameters
+            count = given.get("k", default["k"].default if "k" in default else None)
+            counts += [count] if isinstance(count, int) else []
+        return max(counts, default=1)
+
+    def _found(self, encode: EncodeTexts, queries: Tensor, documents: Tensor, rows: Retrieval, most: int) -> Tensor:
+        """Find so many documents of each query: rows of the corpus, [Q, K], -1 where there are fewer."""
         import torch
         import torch.nn.functional as F
 
@@ -149,7 +160,7 @@ class Judge:
         _, found = top_k(
             asked,
             known,
-            self._most,
+            most,
             tile=self._tile,
             ids=order.tolist(),
             excluded=torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2),
@@ -160,7 +171,18 @@ class Judge:
 
     def check(self, source: str, stage: str) -> Iterator[str]:  # noqa: ARG002
         """Warn of what is odd about queries, documents and judgements."""
-        yield from self.read(source).notes
+        rows = self.read(source)
+        yield from rows.notes
+        itself = sum(
+            document >= 0 and relevance > 0 and rows.query_ids[query] == rows.document_ids[document]
+            for query, document, relevance in zip(rows.query_of, rows.document_of, rows.relevance, strict=True)
+        )
+        if self._skip and itself:
+            yield (
+                f"{source}: {counted(itself)} of its qrels call a document relevant that has the id of its query, and "
+                "such a document is never found; where equal ids do not mean the same text, set "
+                "evaluate.judge_options = { skip_same_id = false }"
+            )
 
 
 def _ranked(rows: Retrieval, found: NDArray[np.int64], most: int) -> dict[str, NDArray[np.generic]]:

@@ -871,7 +871,7 @@ def test_faulty_scores_are_named(tmp_path: Path) -> None:
         ([1.0, 2.0, None, 3.0], "column 'score', row 2 (the first is 0): holds no number"),
         (["1", "2", "three", "4"], "column 'score', row 2 (the first is 0): holds 'three', which is no number"),
         ([[1], [2], [3], [4]], "column 'score': is of type list"),
-        ([2.0, 2.0, 2.0, 2.0], "column 'score': holds one score only"),
+        ([2.0, 2.0, 2.0, 2.0], "column 'score': holds one score only, 2; pairs are ranked"),
     ):
         path = write_sentences(tmp_path / "a.parquet", **columns, score=score)
         assert found in fails(sentence_job(train, path))

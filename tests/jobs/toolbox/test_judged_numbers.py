@@ -391,6 +391,23 @@ def test_a_built_in_metric_that_is_named_has_its_options() -> None:
     assert measured(config, [], 2, **given)["mrr"].columns[""].tolist() == [1, 0]
 
 
+def test_a_metric_that_looks_at_more_documents_than_the_judge_has_them(tmp_path: Path) -> None:
+    """By its option k, or by the default of it. Mutant check: as many as `recall_at` alone asks for."""
+    at: dict[str, Any] = {"ndcg_at": [], "mrr_at": [], "map_at": []}
+    rows = Retrieval(
+        ["q0", "q1"], ["a", "b"], ["d0", "d1", "d2"], ["x", "y", "z"],
+        np.array([0, 1]), np.array([2, 0]), np.array([1, 1]), (),
+    )  # fmt: skip
+    encode = oracles.Table({"a": [1, 0], "b": [0, 1], "x": [1, 0.1], "y": [1, 0.2], "z": [1, 0.3]})
+    asked_for = {"metrics": ["recall", "mrr"], "metric_options": {"recall": {"k": 3}}}
+    whole = job("retrieval", recall_at=[1], **at).model_dump()
+    config = JobConfig.model_validate(whole | {"evaluate": whole["evaluate"] | asked_for})
+    found = numbers(judge_of(config).evaluate(encode, rows, final=False))
+    assert (found["recall_at_1"], found["recall"], found["mrr"]) == (0, 1, 1 / 3)
+    with pytest.raises(ValueError, match="tile = 0; 1 at least"):
+        judge_of(job("retrieval", tile=0))
+
+
 def test_a_built_in_metric_of_what_is_not_there_is_refused_in_words() -> None:
     with pytest.raises(ValueError, match="ndcg is computed of gains, ideal, which this judge does not give"):
         asked("sts", metrics=["ndcg"])

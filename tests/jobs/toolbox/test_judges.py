@@ -245,3 +245,23 @@ def test_numbers_do_not_depend_on_ranks(
     """Bit for bit."""
     jobs, alone = cases
     assert spawn_ranks(world, partial(measured_on_rank, jobs), timeout_s=200) == [alone] * world
+
+
+def test_equal_texts_are_ties_though_batches_pad_them_unlike(tmp_path: Path) -> None:
+    """A pair that is there several times is found in the order of its rows, whatever rounding does in a batch. Mutant
+    check: encoded row by row, in batches of other lengths, equal texts differ in the last bits."""
+    several = [("small red thing", "large old thing")] * 7
+    rows = [*several, ("small red thing is red and", "large old thing is"), ("a", "old")]
+    (tmp_path / "pairs.tsv").write_text("\n".join(["left\tright", *map("\t".join, rows)]))
+    encoder = {"width": 128, "heads": 2, "vocabulary": 100}
+    for seed in range(4):
+        job = sentences(
+            tmp_path, f"{tmp_path}/pairs.tsv", evaluate={"judge": "bitext", "batch": 3}, model=encoder, seed=seed
+        )
+        model = models.build(job, tokenizer=(tokenizer := data.tokenizer_for(job)))
+        outcomes: dict[str, Any] = {}
+        judged = judge_of(job).read(f"{tmp_path}/pairs.tsv")
+        evaluate(model, judged, job=job, tokenizer=tokenizer, outcomes=outcomes)
+        for way in ("forward", "backward"):
+            places = 1 / outcomes[f"mrr_{way}"].columns[""][: len(several)]
+            assert np.diff(places).round(9).tolist() == [1] * 6

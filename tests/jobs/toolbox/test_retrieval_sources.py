@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -94,9 +95,28 @@ def the_qrels_themselves(folder: Path) -> str:
     return str(beir(folder) / "qrels" / "test.tsv")
 
 
+def packed_lines_of_trec_eval(folder: Path) -> str:
+    """Found in their folder by its split. Cells are apart by blanks and tabs alike, and lines end as on Windows."""
+    beir(folder)
+    for old in (folder / "qrels").iterdir():
+        old.unlink()
+    lines = qrels_lines("test", "{q}  0\t{d}  {rel} \r\n")
+    (folder / "qrels" / "test.qrels.gz").write_bytes(gzip.compress(lines.encode()))
+    return f"{folder}:test"
+
+
+def with_a_tab_at_each_end(folder: Path) -> str:
+    beir(folder)
+    (folder / "qrels" / "test.tsv").write_text("\ufeff" + qrels_lines("test", "{q}\t{d}\t{rel}\t\n"))
+    return str(folder)
+
+
 @pytest.mark.parametrize(
     "layout",
-    [in_parquet, as_trec_eval_reads_it, as_ms_marco_is, in_jsonl, the_qrels_themselves],
+    [
+        *(in_parquet, as_trec_eval_reads_it, as_ms_marco_is, in_jsonl, the_qrels_themselves),
+        *(packed_lines_of_trec_eval, with_a_tab_at_each_end),
+    ],
     ids=lambda f: f.__name__,
 )
 def test_every_layout_is_the_same_corpus(tmp_path: Path, layout: Callable[[Path], str]) -> None:
@@ -173,6 +193,8 @@ def only(lines: str, head: str = "query-id\tcorpus-id\tscore") -> Break:
         (only("z\td1\t1"), "names 0 of the 5"),
         (only("q1\td1\t0\nq2\td1\t0"), "calls no document relevant"),
         (only("q1\tz\t1\nq2\tz\t1"), "names none of the 8 documents"),
+        (only("q1\td1\t1e30"), "holds '1e30'; a relevance is a whole number, such as 0, 1 or 2"),
+        (only("q2\td1\t1", "q1\td1\t0.5"), r"holds '0.5'; a relevance is a whole number.*line 1 "),
         (only("q1\td1\t1", "a\tb\tc"), r"qrels_columns = \['query-id'"),
     ],
 )  # fmt: skip
@@ -221,6 +243,19 @@ def test_what_is_odd_is_counted(tmp_path: Path) -> None:
         "the verdict is on rows that tuning has seen" in line
         for line in data.check(config.model_copy(update={"data": twice}))
     )
+
+
+def test_relevant_documents_that_are_never_found_are_counted(tmp_path: Path) -> None:
+    """Numbers as ids, as MS MARCO has them, are the same for queries and documents, and not the same texts. Mutant
+    check: without the note all scores are 0, and nothing says why."""
+    for name, texts in {"queries": ["one", "two"], "corpus": ["1", "2", "3"]}.items():
+        lines = (json.dumps({"_id": at, "text": text}) for at, text in enumerate(texts))
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    (tmp_path / "qrels.trec").write_text("0 0 0 1\n0 0 1 1\n1 0 1 2\n1 0 2 0\n")
+    (note,) = (line for line in data.check(asked(tmp_path, str(tmp_path))) if "skip_same_id" in line)
+    assert "2 rows of its qrels call a document relevant that has the id of its query" in note
+    without = data.check(asked(tmp_path, str(tmp_path), skip_same_id=False))
+    assert not any("skip_same_id" in line for line in without)
 
 
 def test_a_document_that_changes_is_noticed(tmp_path: Path) -> None:

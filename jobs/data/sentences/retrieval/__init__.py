@@ -36,6 +36,9 @@ DOCUMENT_TEXTS = ("text", "contents", "content", "passage", "document", "body")
 RELEVANCES = ("score", "relevance", "label", "rel", "grade")
 TITLE = "title"
 
+WIDTHS = (3, 4)
+"""Cells of a judgement without a header: query, document and relevance; lines of trec_eval have one more."""
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -160,7 +163,7 @@ def _chosen(
 def _texts(source: str, wanted: tuple[str, ...] | None, choose: Callable[..., tuple[str, ...]]) -> Rows:
     """Read ids and texts: of a table, or of a TSV without a header."""
     if wanted is None and source.lower().removesuffix(".gz").endswith(".tsv"):
-        first = next(_cells(file := located(source)), (0, []))[1]
+        first = next(_cells(file := located(source), _tabs_or_blanks), (0, []))[1]
         if len(first) == 2 and not {*QUERY_IDS, *DOCUMENT_IDS} & {*first}:
             return _headless(source, file, ("_id", "text"))
     return read(source, choose, wanted)
@@ -172,8 +175,8 @@ def _qrels(source: str, wanted: tuple[str, ...] | None) -> Rows:
     is_table = plain.endswith(SUFFIXES) and not plain.endswith((".tsv", ".txt"))
     if is_table or wanted is not None:
         return read(source, _qrels_columns, wanted)
-    first = next(_cells(file := located(source)), (0, []))[1]
-    if len(first) in (3, 4) and _whole(first[-1]) is not None:
+    first = next(_cells(file := located(source), _judgement), (0, []))[1]
+    if len(first) in WIDTHS and _is_number(first[-1]):
         return _headless(source, file, ("query-id", "corpus-id", "score"))
     if plain.endswith(".tsv"):
         return read(source, _qrels_columns, wanted)
@@ -182,25 +185,37 @@ def _qrels(source: str, wanted: tuple[str, ...] | None) -> Rows:
     )
 
 
-def _cells(file: File, columns: int | None = None) -> Iterator[tuple[int, list[str]]]:
-    """Yield the cells of each line of a text file that is not blank, and the line's number. Cells are apart by tabs, at
-    most so many columns of them, or else by blanks."""
+def _cells(file: File, split: Callable[[str], list[str]]) -> Iterator[tuple[int, list[str]]]:
+    """Yield the cells of each line of a text file that is not blank, and the line's number."""
     filesystem, inside = (None, file.path) if file.uri is None else connected(file.uri)
     with opened(file.path, inside, filesystem) as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                by_tab = line.rstrip("\r\n").split("\t", -1 if columns is None else columns - 1)
-                yield number, by_tab if len(by_tab) > 1 else line.split()
+                yield number, split(line.rstrip("\r\n"))
+
+
+def _tabs_or_blanks(line: str, columns: int = 0) -> list[str]:
+    """Cut a line at tabs, into at most so many columns if some are given; without a tab at blanks."""
+    by_tab = line.split("\t", columns - 1)
+    return by_tab if len(by_tab) > 1 else line.split()
+
+
+def _judgement(line: str) -> list[str]:
+    """Cut a line of qrels at tabs, where ids may have blanks; or, as trec_eval does, at blanks and tabs alike."""
+    by_tab = line.strip().split("\t")
+    return by_tab if len(by_tab) in WIDTHS else line.split()
 
 
 @functools.lru_cache(maxsize=8)
 def _headless(source: str, file: File, names: tuple[str, ...]) -> Rows:
     """Read lines without a header: an id and a text, or judgements in three columns or in the four of trec_eval."""
-    widths = (2,) if len(names) == 2 else (3, 4)
+    is_text = len(names) == 2
+    widths = (2,) if is_text else WIDTHS
+    split = functools.partial(_tabs_or_blanks, columns=2) if is_text else _judgement
     numbers, table = list[int](), list[list[str]]()
-    for number, row in _cells(file, columns=2 if len(names) == 2 else None):
+    for number, row in _cells(file, split):
         if len(row) not in widths:
-            expected = "an id, a tab and a text" if len(names) == 2 else "`query 0 document relevance`"
+            expected = "an id, a tab and a text" if is_text else "`query 0 document relevance`"
             raise DataError(f"has {len(row)} cells; each line is {expected}", file=source, line=number)
         numbers.append(number)
         table.append([row[0], *row[2:]] if len(row) == 4 else row)
@@ -216,12 +231,20 @@ def _headless(source: str, file: File, names: tuple[str, ...]) -> Rows:
 
 
 def _whole(text: object) -> int | None:
-    """Return a whole number, also where it is written as 1.0; None for anything else."""
-    try:
-        number = float(str(text))
-    except ValueError:
+    """Return a whole number, also where it is written as 1.0; None for anything else, and for more than a double
+    precision number tells from its neighbours."""
+    if not _is_number(text):
         return None
-    return int(number) if number.is_integer() else None
+    number = float(str(text))
+    return int(number) if number.is_integer() and abs(number) <= 2**53 else None
+
+
+def _is_number(text: object) -> bool:
+    try:
+        float(str(text))
+    except ValueError:
+        return False
+    return True
 
 
 @functools.lru_cache(maxsize=4)
@@ -303,7 +326,8 @@ def _judgements(
     ):
         if (relevance := _whole(value)) is None:
             raise qrels.fault(
-                f"holds '{brief(str(value))}'; a relevance is a whole number, and above 0 is relevant",
+                f"holds '{brief(str(value))}'; a relevance is a whole number, such as 0, 1 or 2, and above 0 is "
+                "relevant",
                 column=names[2],
                 row=row,
             )

@@ -13,7 +13,9 @@ from jobs.data.formats import SUFFIXES
 from jobs.data.resolve import HUB, File, locate
 
 _PLAIN = (".trec", ".qrels", ".qrel", ".txt", "")
-"""What a file of qrels without a header may end in, beside .tsv."""
+"""What a file of qrels without a header may end in, beside .tsv, packed by gzip or not."""
+
+_PACKED = ".gz"
 
 _SPLIT = re.compile(r"(?P<folder>.+):(?P<split>[\w.-]+)", re.DOTALL)
 
@@ -73,7 +75,7 @@ def _folder(source: str) -> _Folder | None:
     if all(file.uri is None for file in found):
         here = Path(top)
         plain = (path for path in (*here.glob("qrels*"), *here.glob("qrels/*")) if path.is_file())
-        within |= {path.relative_to(here).as_posix(): str(path) for path in plain if path.suffix.lower() in _PLAIN}
+        within |= {path.relative_to(here).as_posix(): str(path) for path in plain if _is_plain(path)}
     return _Folder(source, within)
 
 
@@ -120,9 +122,11 @@ def _plain_file(source: str) -> str | None:
     from jobs.core.paths import expanded, folders
 
     path = expanded(source)
-    return next(
-        (str(top / path) for top in folders() if path.suffix.lower() in _PLAIN and (top / path).is_file()), None
-    )
+    return next((str(top / path) for top in folders() if _is_plain(path) and (top / path).is_file()), None)
+
+
+def _is_plain(path: Path) -> bool:
+    return Path(path.name.lower().removesuffix(_PACKED)).suffix in _PLAIN
 
 
 def _only_file(source: str) -> str:
@@ -149,7 +153,8 @@ def _beside(above: Sequence[PurePosixPath], stem: str, source: str) -> str:
 
 
 def _without_suffix(path: str) -> str:
-    endings = sorted((*SUFFIXES, *filter(None, _PLAIN)), key=len, reverse=True)
+    plain = [end for kind in _PLAIN for end in (kind, kind + _PACKED) if end]
+    endings = sorted((*SUFFIXES, *plain), key=len, reverse=True)
     return next((path[: -len(end)] for end in endings if path.lower().endswith(end)), path)
 
 
