@@ -32,6 +32,8 @@ class Views:
     keys: Inputs
     negatives: Inputs | None = None
     """H hard negatives of each pair, [c * H, ...]: those of pair 0 first."""
+    absent: Tensor | None = None
+    """bool [c * H]: places of hard negatives that are not there, in which the anchor stands; None: all are."""
 
 
 @dataclass(frozen=True)

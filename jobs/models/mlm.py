@@ -86,15 +86,20 @@ def masking(job: JobConfig, tokenizer: Any) -> Masking | None:
     )
 
 
-def masked(inputs: Mapping[str, Tensor], rows: Tensor, how: Masking, *, seed: int, step: int) -> Masked:
+def masked(
+    inputs: Mapping[str, Tensor], rows: Tensor, how: Masking, *, seed: int, step: int, there: Tensor | None = None
+) -> Masked:
     """Mask tokens of input_ids int64 [n, L].
 
-    rows: int64 [n], the number of each sentence in the global batch: its pair's index * views + view.
+    rows: int64 [n], the number of each sentence in the global batch: its pair's index * views + view. there: bool [n],
+    which of them are sentences of the batch, and no text in the place of one that is missing; None: all.
     """
     ids = inputs["input_ids"]
     keys = mix(MASKING, seed, step, rows.to(ids.device))[:, None]
     places = torch.arange(ids.shape[1], device=ids.device)
     ordinary = inputs["attention_mask"].bool() & ~torch.isin(ids, torch.tensor(how.special, device=ids.device))
+    if there is not None:
+        ordinary &= there[:, None]
     chosen = ordinary & (uniform(keys, places, 0) < how.probability)
     fate = uniform(keys, places, 1)
     other = torch.where(fate < MASKED, how.mask, mix(keys, places, 2) % how.vocabulary)

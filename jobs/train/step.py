@@ -170,6 +170,9 @@ class _Rows:
     hard: int
     """Hard negatives of each pair."""
 
+    there: Tensor | None
+    """bool [n]: False for the place of a hard negative that is not there; None: all are."""
+
     @staticmethod
     def of(micro_batch: MicroBatch, device: torch.device | str) -> _Rows:
         views, count = micro_batch.views, len(micro_batch.pairs)
@@ -181,7 +184,10 @@ class _Rows:
             numbers.append((first[:, None] + 2 + torch.arange(hard)).reshape(-1))
         inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in _joined(parts).items()}
         firsts = [first] * 2 + ([first.repeat_interleave(hard)] if hard else [])
-        return _Rows(inputs, torch.cat(numbers).to(device), torch.cat(firsts).to(device), count, hard)
+        there = None
+        if views.absent is not None:
+            there = torch.cat([torch.ones(2 * count, dtype=torch.bool), ~views.absent]).to(device)
+        return _Rows(inputs, torch.cat(numbers).to(device), torch.cat(firsts).to(device), count, hard, there)
 
     def drawn(self, model: ContrastiveModel) -> Tensor:
         """Return what the dropout of each row is keyed by, int64 [n]."""
@@ -275,12 +281,16 @@ def _masked_language_gradients(
     masking: Masking,
     context: StepContext,
 ) -> float | None:
-    """Add this rank's part of the auxiliary loss's gradient. Returns the mean over all masked tokens, or None.
+    """Add this rank's part of the auxiliary loss's gradient. Returns the mean over all masked tokens, or None. The
+    anchor that stands in the place of a hard negative which is not there is no further sentence, and is not masked.
 
     Its dropout must not be that of the contrastive views: rows are numbered -1, -2, ...
     """
     all_rows = [_Rows.of(micro_batch, context.device) for micro_batch in micro_batches]
-    masks = [masked(rows.inputs, rows.numbers, masking, seed=context.seed, step=context.step) for rows in all_rows]
+    masks = [
+        masked(rows.inputs, rows.numbers, masking, seed=context.seed, step=context.step, there=rows.there)
+        for rows in all_rows
+    ]
     counts = agree([sum(len(mask.labels) for mask in masks)], context.group, what="masked tokens")
     total = sum(count for (count,) in counts)
     if total == 0:

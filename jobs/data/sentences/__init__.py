@@ -99,6 +99,8 @@ class SentenceExamples:
         """Return tokens of these data rows, padded to the longest of each side. Without an augmentation nothing but
         what is drawn of lists is random: dropout is the view. The place of a hard negative that is not there has the
         anchor's tokens."""
+        import torch
+
         rows, pad = np.asarray(rows, np.int64), self.tokenizer.pad_token_id
         (anchor, own), *others = self.places(rows, Draw(seed, step, pairs))
         key, at = others[0] if others else (anchor, own)
@@ -111,7 +113,10 @@ class SentenceExamples:
             queries = padded(*anchor.tokens[own], pad)
             keys = padded(*key.tokens[at], pad) if others else queries
         negatives = [_in_place_of_none(column.tokens, places, anchor.tokens, own) for column, places in others[1:]]
-        return Views(queries, keys, stacked(negatives, pad) if negatives else None)
+        if not negatives:
+            return Views(queries, keys)
+        absent = np.stack([places == EMPTY for _, places in others[1:]], axis=1).reshape(-1)
+        return Views(queries, keys, stacked(negatives, pad), torch.from_numpy(absent) if absent.any() else None)
 
     def with_mined(self, pool: Pool) -> SentenceExamples:
         """Return these examples, whose last column is of mined hard negatives, with other ones."""

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_step import HARD, PAIRS, Vocabulary, assert_same, gradients, sentence_job, tokens
+from test_step import ABSENT, HARD, PAIRS, Vocabulary, assert_same, gradients, sentence_job, tokens
 
 from jobs.config import JobConfig
+from jobs.core.ids import ABSENT as ABSENT_ID
+from jobs.data.sentences import sentence_examples
 from jobs.losses import contrastive_loss
 from jobs.models import ModelError, build, dropout_keys, initial_hash
 from jobs.models.mlm import Masking, masked, masking
@@ -71,21 +76,24 @@ def test_masking_is_bert_s_80_10_10_of_the_tokens_that_are_not_special() -> None
 # The gradient
 
 
-def by_plain_autograd(weight: float) -> dict[str, torch.Tensor]:
-    """The whole batch in one graph, without `jobs.train.step`: -100 marks what the mean leaves out, as usual."""
+def by_plain_autograd(weight: float, hard: int = 0) -> dict[str, torch.Tensor]:
+    """The whole batch in one graph, without `jobs.train.step`: -100 marks what the mean leaves out, as usual. hard:
+    hard negatives of each pair, of which those that are ABSENT are none of the sentences whose tokens are guessed."""
     job = sentence_job(0.1, mlm_weight=weight)
     model = build(job, tokenizer=Vocabulary())
-    sides = [
-        F.pad(x["input_ids"], (0, 9 - x["input_ids"].shape[1])) for x in (tokens(PAIRS, 7, 1), tokens(PAIRS, 9, 2))
-    ]
-    ids = torch.cat(sides)
+    every = [tokens(PAIRS, 7, 1), tokens(PAIRS, 9, 2), *([tokens(PAIRS * hard, 6, 3)] if hard else [])]
+    ids = torch.cat([F.pad(x["input_ids"], (0, 9 - x["input_ids"].shape[1])) for x in every])
     inputs = {"input_ids": ids, "attention_mask": (ids != 0).long()}
-    rows = torch.cat([2 * torch.arange(PAIRS), 2 * torch.arange(PAIRS) + 1])
+    first = (2 + hard) * torch.arange(PAIRS)
+    rows = torch.cat([first, first + 1, (first[:, None] + 2 + torch.arange(hard)).flatten()])
     with dropout_keys(seed=3, step=5, rows=rows):
-        queries, keys = model.embed(inputs).chunk(2)
-    value, _ = contrastive_loss(queries, keys, temperature=model.temperature())
+        queries, keys, *others = model.embed(inputs).split([PAIRS, PAIRS, *([PAIRS * hard] if hard else [])])
+    negatives = others[0].unflatten(0, (PAIRS, hard)) if hard else None
+    value, _ = contrastive_loss(queries, keys, hard_negatives=negatives, temperature=model.temperature())
     seen = masked(inputs, rows, how(), seed=3, step=5)
     labels = torch.where(seen.chosen, ids, -100)
+    if hard:
+        labels[2 * PAIRS :][ABSENT] = -100
     with dropout_keys(seed=3, step=5, rows=-1 - rows):
         logits = model.masked_logits(seen.inputs, torch.ones_like(seen.chosen))
     mlm = F.cross_entropy(logits, labels.flatten(), ignore_index=-100)
@@ -100,6 +108,32 @@ def test_the_gradient_is_that_of_the_sum_of_both_means() -> None:
     found = gradients(masking=how(0.3))
     assert {"mlm.transform.weight", "mlm.bias", "mlm_loss"} <= found.keys()
     assert_same(found, by_plain_autograd(0.3))
+
+
+@pytest.mark.parametrize("micro", [PAIRS, 5, 1])
+def test_the_place_of_a_hard_negative_that_is_not_there_is_no_sentence(micro: int) -> None:
+    """The anchor stands there, and would count again. Mutant checks: what is absent for the whole batch in place of the
+    micro-batch's own; the places of anchors and keys counted too."""
+    found = gradients(masking=how(0.3), hard=True, lacking=True, micro=micro)
+    assert_same(found, by_plain_autograd(0.3, HARD))
+    assert float(found["mlm_loss"]) != float(gradients(masking=how(0.3), hard=True, micro=micro)["mlm_loss"])
+
+
+def test_examples_say_which_hard_negatives_are_not_there(tmp_path: Path) -> None:
+    """Against what the lists hold, pair by pair, and with drawn ones as with the columns of a row. Mutant check: places
+    side by side in place of pair by pair."""
+    lists = [["n1", "n2", "n3"], ["m1"], [], ["k1", "k2"]]
+    lines = [json.dumps({"query": f"q {k}", "pos": [f"p {k}"], "neg": own}) for k, own in enumerate(lists)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    job = sentence_job(0.0)
+    source = {"train": str(tmp_path / "train.jsonl"), "columns": ("query", "pos", "neg"), "hard_negatives": 2}
+    examples = sentence_examples(job.model_copy(update={"data": job.data.model_copy(update=source)}))
+    rows = np.array([2, 0, 3, 1])
+    views = examples.views(rows, seed=1, step=1, pairs=np.arange(4))
+    assert views.absent is not None
+    assert views.absent.tolist() == [True, True, False, False, False, False, False, True]
+    assert examples.views(rows[1:3], seed=1, step=1, pairs=np.arange(2)).absent is None
+    assert examples.ids(rows).negative_ids.eq(ABSENT_ID).flatten().tolist() == views.absent.tolist()  # type: ignore[union-attr]
 
 
 @settings(max_examples=8, deadline=None)
@@ -118,6 +152,7 @@ CASES: list[dict[str, Any]] = [
     {},
     {"micro": 2, "keep": 1, "dropout": 0.5, "exchange": "ring", "hard": True},
     {"micro": 1, "masking": ONLY_18, "clip": 1e-3},
+    {"micro": 3, "hard": True, "lacking": True},
 ]
 
 
@@ -128,8 +163,8 @@ def of_rank(rank: int) -> list[dict[str, torch.Tensor]]:
 @pytest.mark.soak
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_do_not_change_it(spawn_ranks: Any, world: int) -> None:
-    """In the last case all ranks but the first have no masked token. Mutant checks: dividing by the rank's own count of
-    masked tokens fails, and so does a mean over ranks."""
+    """In the third case all ranks but the first have no masked token. Mutant checks: dividing by the rank's own count
+    of masked tokens fails, and so does a mean over ranks."""
     per_pair = masked_per_pair(ONLY_18)
     assert sum(per_pair) > 1
     assert not any(per_pair[PAIRS // world :])

@@ -57,14 +57,19 @@ def tokens(rows: int, longest: int, seed: int) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.randint(1, 50, (rows, longest), generator=draw) * mask, "attention_mask": mask}
 
 
-def chunks_of(cuts: list[range], hard: bool) -> list[MicroBatch]:
+ABSENT = torch.tensor([at % 5 in (1, 2) for at in range(PAIRS * HARD)])
+"""Places of hard negatives that are not there, in batches that lack some: both of pair 3, one of most others."""
+
+
+def chunks_of(cuts: list[range], hard: bool, *, lacking: bool = False) -> list[MicroBatch]:
     queries, keys, negatives = tokens(PAIRS, 7, 1), tokens(PAIRS, 9, 2), tokens(PAIRS * HARD, 6, 3)
     found = []
     for pairs in cuts:
         index = torch.arange(pairs.start, pairs.stop)
         inner = (index[:, None] * HARD + torch.arange(HARD)).reshape(-1)
         pick = [{k: v[i] for k, v in t.items()} for t, i in ((queries, index), (keys, index), (negatives, inner))]
-        found.append(MicroBatch(Views(pick[0], pick[1], pick[2] if hard else None), index))
+        absent = ABSENT[inner] if lacking else None
+        found.append(MicroBatch(Views(pick[0], pick[1], pick[2] if hard else None, absent), index))
     return found
 
 
@@ -76,6 +81,7 @@ def gradients(
     memory_mb: int | None = None,
     budget: int | None = None,
     hard: bool = False,
+    lacking: bool = False,
     masking: Masking | None = None,
     group: Any = None,
     clip: Any = None,
@@ -99,7 +105,7 @@ def gradients(
         cuts = within_tokens(mine, longest[mine.start : mine.stop], sentences=2, budget=budget)
         assert 1 < len(cuts) < len(mine)
     result = exact_gradients(
-        model, chunks_of(cuts, hard), StepContext(3, 5, group), loss=value, keep_graphs=keep,
+        model, chunks_of(cuts, hard, lacking=lacking), StepContext(3, 5, group), loss=value, keep_graphs=keep,
         graph_memory_mb=memory_mb, masking=masking, clip=clip,
     )  # fmt: skip
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
