@@ -12,8 +12,9 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from jobs.config.json_values import Json, JsonObject
 from jobs.core.paths import BUILT_IN, directory, is_built, looked_in
@@ -32,6 +33,9 @@ BUILT = BUILT_IN
 
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"
+
+ANSWER_S = 5.0
+"""How long the Hub has to answer, when it is asked whether it is there."""
 
 COMPLETE = ".gitattributes"
 """Every repository of the Hub has it, and only who fetches all of one asks for it."""
@@ -199,14 +203,18 @@ def _snapshot(name: str, revision: str | None = None, names: tuple[str, ...] | N
     names: the files that were loaded of it, if that is known; what the cache has of them is not asked for again. The
     answer is kept: what moves the repository may not come between tokenizer and weights.
     """
-    from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
+    import huggingface_hub
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     if names is not None and revision is not None:
         held = [try_to_load_from_cache(name, file, revision=revision) for file in names]
         if not all(isinstance(path, str) for path in held):
-            held = [hf_hub_download(name, file, revision=revision) for file in names]
+            held = [huggingface_hub.hf_hub_download(name, file, revision=revision) for file in names]
         return Path(str(held[0])).parents[len(Path(names[0]).parts) - 1], revision
+    silence = _silence_of_hub(name)
+    # What does not answer once is not asked again, file by file, each of which the client would try for half a minute.
+    hf_hub_download = partial(huggingface_hub.hf_hub_download, local_files_only=silence is not None)
     try:
         first = Path(hf_hub_download(name, CONFIG))
     except EntryNotFoundError as error:  # an old repository of sentence-transformers has it in a folder
@@ -232,13 +240,47 @@ def _snapshot(name: str, revision: str | None = None, names: tuple[str, ...] | N
         next((file for file in LENGTHS if fetch(within + file) is not None), None)
     patterns = [PROMPTS, *(within + file for file in (*LENGTHS, *TOKENIZER))]
     with contextlib.suppress(LocalEntryNotFoundError):  # then it is loaded from what the cache has, or is missed there
-        snapshot_download(name, revision=revision, allow_patterns=patterns)
+        snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=silence is not None)
     for file in (_named_by(root / inside) or WEIGHTS[0], *WEIGHTS[1:]):
         if (weights := fetch(within + file)) is not None:
             for shard in _shards(weights):
                 hf_hub_download(name, within + shard, revision=revision)
             break
     return root, revision
+
+
+def _silence_of_hub(name: str) -> str | None:
+    """Ask the Hub once for an encoder; return why it does not answer, None where it does or is not to be asked. Raises
+    EncoderError where it does not and no cache has anything of the encoder."""
+    from huggingface_hub import hf_hub_url, is_offline_mode, try_to_load_from_cache
+
+    silence = None if is_offline_mode() else why_no_answer(hf_hub_url(name, CONFIG))
+    if silence is None or any(isinstance(try_to_load_from_cache(name, file), str) for file in (CONFIG, MODULES)):
+        return silence
+    raise EncoderError(
+        f"model.name = '{name}' is no folder here{looked_in(name)}, and the Hub, where it may be, does not answer "
+        f"({silence}). Give a folder with {CONFIG} and {WEIGHTS[0]}, or go on where the Hub can be reached",
+        f"it is no folder, and the Hub does not answer: {silence}",
+    )
+
+
+def why_no_answer(url: str) -> str | None:
+    """Say why a server of the Hub does not answer when it is asked once; None where it answers, whatever it says."""
+    import httpx2
+    from huggingface_hub import get_session
+
+    try:
+        get_session().head(url, timeout=ANSWER_S, follow_redirects=False)
+    except httpx2.TimeoutException:
+        return f"nothing from {urlsplit(url).netloc} in {ANSWER_S:g} s"
+    except httpx2.TransportError as error:
+        return f"{urlsplit(url).netloc}: {first_words(error)}"
+    return None
+
+
+def first_words(error: Exception) -> str:
+    """Return the first line of an error, or its kind where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _loaded(root: Path, *, tokenizer: bool, settings: bool) -> list[Path]:
@@ -313,7 +355,7 @@ def _error(name: str, error: Exception) -> EncoderError:
     if isinstance(error, OSError) and error.errno is not None and error.strerror is not None:
         reason = f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
     else:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_words(error)
     return EncoderError(
         f"model.name = '{name}' cannot be looked at ({reason}). Give a folder with {CONFIG} and {WEIGHTS[0]}, a name "
         f"that the Hub knows, or {', '.join(map(repr, BUILT[:-1]))} or '{BUILT[-1]}' to train from nothing",

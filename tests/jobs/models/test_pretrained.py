@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -265,6 +267,48 @@ def test_an_encoder_that_may_not_be_looked_at_is_a_sentence_and_exit_code_2(tmp_
 def hub() -> Iterator[Hub]:
     with serving() as served:
         yield served
+
+
+@pytest.fixture
+def silent(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A Hub that is not there (`closed`), or that takes connections and says nothing (`mute`)."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        host = f"127.0.0.1:{server.getsockname()[1]}"
+        if request.param == "mute":
+            server.listen()
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://{host}")
+        monkeypatch.setattr(
+            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+            f"http://{host}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+        )
+        monkeypatch.setattr(pretrained, "ANSWER_S", 0.5)
+        pretrained._snapshot.cache_clear()
+        yield host
+
+
+@pytest.mark.parametrize("silent", ["closed", "mute"], indirect=True)
+@pytest.mark.parametrize("name", ["lab/nowhere", "encoders-of-mine"])
+def test_a_name_is_refused_soon_where_no_hub_answers(cache: Path, silent: str, name: str) -> None:
+    """Once it is asked, and not half a minute for each of two files. Mutant check: without the look, 47 s."""
+    began = time.monotonic()
+    with pytest.raises(EncoderError) as refused:
+        pretrained.root_of(name)
+    assert time.monotonic() - began < 10
+    assert f"model.name = '{name}' is no folder here, and the Hub, where it may be, does not answer" in str(
+        refused.value
+    )
+    assert silent in str(refused.value)
+
+
+@pytest.mark.parametrize("silent", ["closed"], indirect=True)
+def test_what_the_cache_has_is_loaded_soon_where_no_hub_answers(tmp_path: Path, cache: Path, silent: str) -> None:
+    """Mutant check: each of a dozen files asked for by itself."""
+    snapshot = cached(cache, "lab/here", 0, encoder_files(tmp_path / "1"))
+    began = time.monotonic()
+    assert pretrained.root_of("lab/here") == snapshot
+    assert time.monotonic() - began < 10, silent
 
 
 @pytest.mark.soak
