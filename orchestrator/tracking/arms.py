@@ -21,6 +21,7 @@ from jobs.core.plain import markdown, visible
 from orchestrator import statistics
 from orchestrator.ledger import Event, Ledger, Run, Trial
 from orchestrator.ledger.stored import ArmTable
+from orchestrator.session.schedule import confirming
 from orchestrator.session.schedule.confirming import HAS_ENDED
 from orchestrator.tracking import metadata
 from orchestrator.tracking.runs import Curve, histories, is_deleted
@@ -130,24 +131,21 @@ def _of_trials(run: Run, label: str, place: int, trials: Sequence[Trial]) -> Arm
     ill = None
     if complete and not (values and 2 * diverged < diverged + len(values)):
         ill = "diverged" if diverged else "failed"
-    keys, ci95 = metadata.ArmKeys.of(run.sweep["metric"]["name"]), statistics.t_interval(values)
     step = sum(trial.revision for trial in trials)  # goes up whenever what follows may have changed
     at_ms = int(max(trial.ended or 0.0 for trial in ended) * 1000)
-    numbers: dict[str, float] = {keys.mean: fmean(values)} if values else {}
-    if ci95 is not None:
-        numbers |= {keys.low: ci95[0], keys.high: ci95[1], keys.sd: stdev(values)}
-    numbers[keys.n] = len(values)
-    curves: dict[str, Curve] = {}
+    first, *further = metadata.judged_by(run)
+    numbers, curves = _numbers(first, values), dict[str, Curve]()
     if complete and values:
-        drawn = [ci95[0], numbers[keys.mean], ci95[1]] if ci95 is not None else [numbers[keys.mean]]
-        curves = {
-            keys.interval: [(at, at_ms, value) for at, value in enumerate(drawn)],
-            keys.place: [(at, at_ms, float(place)) for at, _ in enumerate(drawn)],
-        }
+        curves = _curves(first, numbers, place, at_ms)
+    for metric in further:
+        own = _numbers(metric, [*confirming.values(trials, metric).get(label, {}).values()])
+        numbers |= own
+        if complete and metadata.ArmKeys.of(metric).mean in own:
+            curves |= _curves(metric, own, place, at_ms)
     seeds = f"{len(values)} of {len(trials)}"
     seeds += "".join(f", {count} {word}" for count, word in ((diverged, "diverged"), (failed, "failed")) if count)
     outcome = ill or ("ok" if complete else "not complete")
-    tags = _tags(run, label, outcome, seeds, _note(label, run.sweep["metric"]["name"], numbers, keys, seeds))
+    tags = _tags(run, label, outcome, seeds, _note(label, [first, *further], numbers, seeds))
     job = dict(metadata.flat(trials[-1].job))
     status = ("FAILED" if ill else "FINISHED") if complete else metadata.RUN_STATUS[run.state]
     return ArmRun(
@@ -164,6 +162,26 @@ def _of_trials(run: Run, label: str, place: int, trials: Sequence[Trial]) -> Arm
     )
 
 
+def _numbers(metric: str, values: Sequence[float]) -> dict[str, float]:
+    """Compute what an arm's seeds come to by a metric, under the keys of it; without any, how many there are alone."""
+    keys, ci95 = metadata.ArmKeys.of(metric), statistics.t_interval(values)
+    numbers: dict[str, float] = {keys.mean: fmean(values)} if values else {}
+    if ci95 is not None:
+        numbers |= {keys.low: ci95[0], keys.high: ci95[1], keys.sd: stdev(values)}
+    numbers[keys.n] = len(values)
+    return numbers
+
+
+def _curves(metric: str, numbers: Mapping[str, float], place: int, at_ms: int) -> dict[str, Curve]:
+    """Draw the mean of a metric between the ends of its interval, over the arm's place."""
+    keys = metadata.ArmKeys.of(metric)
+    drawn = [numbers[key] for key in (keys.low, keys.mean, keys.high) if key in numbers]
+    return {
+        keys.interval: [(at, at_ms, value) for at, value in enumerate(drawn)],
+        keys.place: [(at, at_ms, float(place)) for at, _ in enumerate(drawn)],
+    }
+
+
 def _counts(trial: Trial) -> bool:
     """Return whether the metric of a confirm trial counts, as the report has it: it trained to its end."""
     trained = trial.state == "done" and trial.outcome != "diverged"
@@ -177,14 +195,25 @@ def _tags(run: Run, label: str, outcome: str, seeds: str, note: str) -> dict[str
     return metadata.identity(run, ARM) | values | {metadata.NOTE: metadata.short(note)}
 
 
-def _note(label: str, metric: str, numbers: Mapping[str, float], keys: metadata.ArmKeys, seeds: str) -> str:
-    """Describe an arm in a sentence, in Markdown."""
-    if not numbers[keys.n]:
-        return f"**{markdown(label)}**: it has no {markdown(metric)}; seeds: {seeds}"
-    said = f"**{markdown(label)}**: {markdown(metric)} {numbers[keys.mean]:.4f}, the mean over seeds ({seeds})"
-    if keys.low in numbers:
-        said += f"; sd {numbers[keys.sd]:.4f}, 95% interval {numbers[keys.low]:.4f} to {numbers[keys.high]:.4f}"
-    return said
+def _note(label: str, metrics: Sequence[str], numbers: Mapping[str, float], seeds: str) -> str:
+    """Describe an arm in Markdown: a sentence for the first metric, and one for each further one that it has."""
+    first, *further = metrics
+    if not numbers[metadata.ArmKeys.of(first).n]:
+        return f"**{markdown(label)}**: it has no {markdown(first)}; seeds: {seeds}"
+    said = f"**{markdown(label)}**: {_mean(first, numbers)}, the mean over seeds ({seeds}){_spread(first, numbers)}"
+    others = [metric for metric in further if metadata.ArmKeys.of(metric).mean in numbers]
+    return ". ".join([said, *(f"{_mean(metric, numbers)}{_spread(metric, numbers)}" for metric in others)])
+
+
+def _mean(metric: str, numbers: Mapping[str, float]) -> str:
+    return f"{markdown(metric)} {numbers[metadata.ArmKeys.of(metric).mean]:.4f}"
+
+
+def _spread(metric: str, numbers: Mapping[str, float]) -> str:
+    keys = metadata.ArmKeys.of(metric)
+    if keys.low not in numbers:
+        return ""
+    return f"; sd {numbers[keys.sd]:.4f}, 95% interval {numbers[keys.low]:.4f} to {numbers[keys.high]:.4f}"
 
 
 @dataclass(frozen=True)

@@ -330,6 +330,12 @@ class ArmKeys:
         return cls(metric, *(f"{metric[:LONGEST_METRIC]}_{what}" for what in rest))
 
 
+def judged_by(run: Run) -> list[str]:
+    """Name the metrics by which a run is judged, the first one first."""
+    metric = run.sweep["metric"]
+    return [own["name"] for own in (metric, *metric.get("also", ()))]
+
+
 def short(text: str) -> str:
     """Shorten a text to at most LONGEST_TAG characters."""
     return text if len(text) <= LONGEST_TAG else text[: LONGEST_TAG - 4] + " ..."

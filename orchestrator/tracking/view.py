@@ -148,10 +148,10 @@ def _group(run: Run, page: Page) -> JsonObject | None:
 def _columns(run: Run, page: Page) -> list[tuple[str, int]]:
     """List the columns of the table and their widths: compared keys, tuned keys, the metric, what became of it."""
     metric, (compared, tuned) = run.sweep["metric"]["name"], metadata.varied(run)
-    keys = metadata.ArmKeys.of(metric)
     named = [("params", key) for key in (*compared, *tuned)]
     if page == "arms":
-        named += [("metrics", key) for key in (keys.mean, keys.low, keys.high, keys.sd, keys.n)]
+        for keys in map(metadata.ArmKeys.of, metadata.judged_by(run)):
+            named += [("metrics", key) for key in (keys.mean, keys.low, keys.high, keys.sd, keys.n)]
         named += [("tags", key) for key in ("outcome", "seeds")]
     else:
         named += [("metrics", metric), ("tags", "state"), ("tags", "outcome")]
@@ -161,11 +161,11 @@ def _columns(run: Run, page: Page) -> list[tuple[str, int]]:
 def _sections(run: Run, page: Page) -> Iterator[tuple[JsonObject, list[JsonValue]]]:
     """Yield the parts of a page and the charts of each."""
     metric, (compared, tuned) = run.sweep["metric"]["name"], metadata.varied(run)
-    keys = metadata.ArmKeys.of(metric)
-    if page == "arms":
-        upright = _line("interval", keys.interval, x=keys.place) | {"displayPoints": True}
-        title = "The metric by arm, 95% intervals"
-        yield _section("metric", title, 2, [_bar("bars", metric), upright])
+    for number, name in enumerate(metadata.judged_by(run) if page == "arms" else ()):
+        keys, behind = metadata.ArmKeys.of(name), f" {number + 1}" if number else ""
+        upright = _line(f"interval{behind}", keys.interval, x=keys.place) | {"displayPoints": True}
+        title = f"{name if number else 'The metric'} by arm, 95% intervals"
+        yield _section(f"metric{behind}", title, 2, [_bar(f"bars{behind}", name), upright])
     if page == "curves":
         own = metadata.is_own_loop(str(run.sweep.get("job", {}).get("task")))
         yield _section(

@@ -80,6 +80,82 @@ def test_an_arm_says_what_the_report_has(begin: Begin, uri: str) -> None:
     assert sorted(told["flat"]["metrics"])[0] == "knn_accuracy", "Compare opens on the first one"
 
 
+FURTHER = 'metric=[{name="knn_accuracy"},{name="alignment",smallest_difference=0.02}]'
+
+
+def judged_by_both(run: Run, lacking: int | None = None) -> None:
+    """End confirm trials by two metrics; in flat the trial of a seed lacks the second one."""
+    for arm, metrics in VALUES.items():
+        for k, (trial, metric) in enumerate(zip(run.confirm(arm), metrics, strict=True)):
+            lacks = arm == "flat" and trial.seed == lacking
+            run.done(trial, metric, more={"alignment": math.nan if lacks else 0.4 + metric / 3 + k / 50})
+    run.ledger.set_run(state="done")
+
+
+def test_an_arm_says_what_it_came_to_by_each_metric(begin: Begin, uri: str) -> None:
+    """Mean, interval and curve of each, as the report has them. Mutant check: the values of the first one for all."""
+    run = begin(overrides=[FURTHER], seeds=3)
+    judged_by_both(run)
+    flushed(run.ledger, uri)
+    told, keys = of_arms(run, uri), ArmKeys.of("alignment")
+    for arm in report.summarize(run.ledger).arms:
+        numbers, by = last(told[arm.label]), arm.by_metric["alignment"]
+        assert by.ci95 is not None
+        assert (numbers[KEYS.mean], numbers[KEYS.n]) == (arm.mean, 3)
+        assert (numbers[keys.mean], numbers[keys.n], (numbers[keys.low], numbers[keys.high])) == (by.mean, 3, by.ci95)
+        sd = math.sqrt(sum((value - (by.mean or 0.0)) ** 2 for value in by.values.values()) / 2)
+        assert numbers[keys.sd] == pytest.approx(sd, rel=1e-12)
+        curves = told[arm.label]["metrics"]
+        assert [value for *_, value in curves[keys.interval]] == [by.ci95[0], by.mean, by.ci95[1]]
+        assert curves[keys.place] == curves[KEYS.place]
+        note = told[arm.label]["tags"]["mlflow.note.content"].replace("\\", "")
+        assert f"knn_accuracy {arm.mean:.4f}, the mean over seeds (3 of 3)" in note
+        assert f"alignment {by.mean:.4f}; sd {sd:.4f}" in note
+
+
+@pytest.mark.parametrize("lacking", [None, 1])
+def test_by_a_further_metric_those_count_that_the_report_counts(begin: Begin, lacking: int | None) -> None:
+    """A seed that lacks it counts by the first one alone."""
+    run = begin(overrides=[FURTHER], seeds=3)
+    judged_by_both(run, lacking)
+    found, keys = wanted(run.ledger)["flat"], ArmKeys.of("alignment")
+    by = next(arm for arm in report.summarize(run.ledger).arms if arm.label == "flat").by_metric["alignment"]
+    assert found.latest[KEYS.n][2] == 3
+    assert found.latest[keys.n][2] == by.n == (3 if lacking is None else 2)
+    assert found.latest[keys.mean][2] == by.mean
+
+
+@pytest.mark.parametrize(
+    "spoil", ["a better mean", pytest.param("a curve of before", marks=pytest.mark.soak), "nothing of it"]
+)
+def test_what_is_wrong_with_a_further_metric_is_found_and_put_in_order(begin: Begin, uri: str, spoil: str) -> None:
+    """By verify, and by the next session; `nothing of it` as a version has left it that told of the first metric alone.
+    Mutant check: a look at the keys of the first one."""
+    run, keys = begin(overrides=[FURTHER], seeds=3), ArmKeys.of("alignment")
+    judged_by_both(run)
+    flushed(run.ledger, uri)
+    before = of_arms(run, uri)
+    folder, client = RunFolder(Path(str(run.ledger._database.path)).parent), connect(uri)
+    assert arm_faults(run, folder, uri) == []
+    run_id = before["flat"]["run_id"]
+    if spoil == "a better mean":
+        client.log_metric(run_id, keys.mean, 0.1, step=10**6)
+    elif spoil == "a curve of before":
+        client.log_batch(run_id, metrics=[Metric(keys.interval, 0.1, 5, 7)])
+    else:
+        client.delete_run(run_id)
+        made = client.create_run(before["flat"]["experiment_id"], tags=before["flat"]["tags"])
+        for key, curve in before["flat"]["metrics"].items():
+            points = [] if key.startswith("alignment") else [Metric(key, v, at, step) for step, at, v in curve]
+            client.log_batch(made.info.run_id, metrics=points)
+    assert arm_faults(run, folder, uri), "verify sees it"
+    flushed(run.ledger, uri)
+    assert arm_faults(run, folder, uri) == []
+    assert {label: last(one) for label, one in of_arms(run, uri).items()} == {
+        label: last(one) for label, one in before.items()
+    }
+
+
 @given(st.lists(st.tuples(st.sampled_from(["ok", "ok", "diverged", "failed", "queued"]), st.floats(0, 1)), max_size=5))
 def test_numbers_and_outcome_of_an_arm_are_those_of_the_report(ends: list[tuple[str, float]]) -> None:
     """However its seeds ended, also where some have not."""
