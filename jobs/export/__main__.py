@@ -2,6 +2,9 @@
 
 Prints one line of JSON and ends with 0; or says what is wrong and ends with 2 if a person can mend it by what they ask
 for, with 1 if a disk is full, a bucket cannot be reached, or what was written does not give the trial's embeddings.
+
+With `--each` alone it reads such arguments from standard input, a line of a JSON list each, and ends at the first that
+goes wrong.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from pathlib import Path
 
 def main(arguments: list[str] | None = None) -> int:
     """Run with these command-line arguments and return the exit status."""
+    if (sys.argv[1:] if arguments is None else arguments) == ["--each"]:
+        return next(filter(None, (main(json.loads(line)) for line in sys.stdin)), 0)
     parser = argparse.ArgumentParser(prog="python -m jobs.export", description="Write a trained encoder as a folder.")
     parser.add_argument("trial", type=Path, help="a trial's folder, such as RUN/trials/ID or the --into of jobs.train")
     parser.add_argument("dest", type=Path, help="a folder that is not there yet, or is empty")
@@ -39,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(visible_lines(f"error: {error}\n"))
         return 2
     sys.stdout.write(json.dumps(done) + "\n")
+    sys.stdout.flush()
     return 0
 
 

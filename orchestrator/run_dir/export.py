@@ -8,9 +8,9 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from jobs.config import OF_SEED
 from jobs.core.paths import BASE
@@ -64,23 +64,79 @@ def export(folder: RunFolder, wanted: str, dest: Path) -> Exported:
     with contextlib.closing(folder.open()) as ledger:
         run, trials = ledger.run, ledger.trials()
     trial, why = choose(run, trials, wanted, folder)
+    (written,) = _write(folder, run, [(trial, dest)], trials)
+    return _exported(trial, why, written)
+
+
+def export_each(folder: RunFolder, arm: str, dest: str) -> Iterator[Exported]:
+    """Write the encoder of each confirm trial of an arm to the folder `dest`, with the trial's seed in the place of
+    `{seed}`, one after another. Raises RunError for what is no arm, and as `export`; then those before are there."""
+    with contextlib.closing(folder.open()) as ledger:
+        run, trials = ledger.run, ledger.trials()
+    arms = list(dict.fromkeys(trial.arm for trial in trials))
+    own = [t for t in trials if t.arm == arm and t.stage == "confirm" and t.state == "done" and t.outcome == "ok"]
+    if not own:
+        raise RunError(
+            f"{arm!r} is no arm of {folder.name} with a confirm trial that is done; {OF_SEED} in {dest} stands for the "
+            f"seeds of one: {', '.join(arms) or 'none yet'}"
+        )
+    named = [(trial, Path(dest.replace(OF_SEED, str(trial.seed)))) for trial in own]
+    for trial, written in zip(own, _write(folder, run, named, trials), strict=True):
+        yield _exported(trial, f"trial {trial.id} of arm {arm}", written)
+
+
+def _write(folder: RunFolder, run: Run, named: Sequence[tuple[Trial, Path]], trials: list[Trial]) -> Iterator[Written]:
+    """Write the encoders of trials to folders, one after another in one process, as torch takes seconds to import.
+    trials: all of the run's."""
+    # A session of its own: Ctrl-C is for us, who say what then happens.
+    command = [sys.executable, "-m", "jobs.export", "--each"]
+    with scratch_folder("export") as temporary:
+        env = os.environ | {"TMPDIR": str(temporary)} | provenance.held(run.provenance)
+        if (directory := provenance.folder_of(run.environment)) is not None:
+            env[BASE] = directory  # where the run began: its data may be named by relative paths
+        asked, told = temporary / "asked", temporary / "told"
+        asked.write_text("".join(json.dumps(_arguments(folder, run, *one)) + "\n" for one in named), "utf-8")
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True, "env": env}
+        written = 0
+        with (
+            asked.open() as stdin,
+            told.open("wb") as stderr,
+            subprocess.Popen(command, stdin=stdin, stderr=stderr, **pipes) as process,
+        ):
+            try:
+                for line in process.stdout or ():
+                    if (said := _said(line)) is not None:
+                        written += 1
+                        yield said
+                code = process.wait()
+            finally:
+                process.kill()
+        if code != 0:
+            text = told.read_text("utf-8", "replace")
+            raise _failure(code, text, named[written][0], trials, f"orchestrator resume {folder.quoted}")
+
+
+def _arguments(folder: RunFolder, run: Run, trial: Trial, dest: Path) -> list[str]:
     uri = folder.trial_uri(trial.id)
     # With "=", so that no label is taken for an option.
     about = [f"--question={run.sweep['question']}", f"--run={run.name}, {run.uuid}", f"--arm={trial.arm}"]
     if trial.stage == "swap":  # by a job of the confirm stage
         about.append("--stage=swap (the arm at another one's setting)")
     options = about if uri is None else [*about, f"--remote={uri}"]
-    command = [sys.executable, "-m", "jobs.export", *options, "--", str(folder.trial(trial.id)), str(dest)]
-    # A session of its own: Ctrl-C is for us, who say what then happens.
-    with scratch_folder("export") as temporary:
-        env = os.environ | {"TMPDIR": str(temporary)} | provenance.held(run.provenance)
-        if (directory := provenance.folder_of(run.environment)) is not None:
-            env[BASE] = directory  # where the run began: its data may be named by relative paths
-        done = subprocess.run(command, capture_output=True, text=True, check=False, start_new_session=True, env=env)
-    if done.returncode != 0:
-        raise _failure(done.returncode, done.stderr, trial, trials, f"orchestrator resume {folder.quoted}")
-    written: Written = json.loads(done.stdout.splitlines()[-1])
-    of_trial: Exported = {
+    return [*options, "--", str(folder.trial(trial.id)), str(dest)]
+
+
+def _said(line: str) -> Written | None:
+    """Read what was written from a line, which may be one that a library printed."""
+    with contextlib.suppress(ValueError):
+        said: Written = json.loads(line)
+        if isinstance(said, dict) and Written.__required_keys__ <= said.keys():
+            return said
+    return None
+
+
+def _exported(trial: Trial, why: str, written: Written) -> Exported:
+    return {
         **written,
         "trial": trial.id,
         "arm": trial.arm,
@@ -89,23 +145,6 @@ def export(folder: RunFolder, wanted: str, dest: Path) -> Exported:
         "metric": None if trial.outcome == "diverged" else trial.metric,
         "chosen": why,
     }
-    return of_trial
-
-
-def export_each(folder: RunFolder, arm: str, dest: str) -> Iterator[Exported]:
-    """Write the encoder of each confirm trial of an arm to the folder `dest`, with the trial's seed in the place of
-    `{seed}`, one after another. Raises RunError for what is no arm, and as `export`; then those before are there."""
-    with contextlib.closing(folder.open()) as ledger:
-        trials = ledger.trials()
-    arms = list(dict.fromkeys(trial.arm for trial in trials))
-    own = [t for t in trials if t.arm == arm and t.stage == "confirm" and t.state == "done" and t.outcome == "ok"]
-    if not own:
-        raise RunError(
-            f"{arm!r} is no arm of {folder.name} with a confirm trial that is done; {OF_SEED} in {dest} stands for the "
-            f"seeds of one: {', '.join(arms) or 'none yet'}"
-        )
-    for trial in own:
-        yield export(folder, trial.id, Path(dest.replace(OF_SEED, str(trial.seed))))
 
 
 def choose(run: Run, trials: list[Trial], wanted: str, folder: RunFolder) -> tuple[Trial, str]:

@@ -630,7 +630,11 @@ def test_a_real_run_is_exported_by_arm_and_by_trial(finished: Path, tmp_path: Pa
 
 @pytest.mark.soak
 def test_the_encoders_of_all_seeds_of_an_arm_go_to_folders_of_their_own(finished: Path, tmp_path: Path) -> None:
+    """Mutant check: a process for each takes torch's import every time."""
     said = call("export", "runs/small", "flatnce", str(tmp_path / "{seed}"), cwd=finished)
+    assert "nothing is overwritten" in call(
+        "export", "runs/small", "flatnce", str(tmp_path / "{seed}"), cwd=finished, code=2
+    )
     written = sorted(path.name for path in tmp_path.iterdir())
     assert len(written) > 1
     for seed in written:
