@@ -28,7 +28,7 @@ from orchestrator.ledger import Attempt, Ledger, Trial
 from orchestrator.ledger.stored import AttemptRecord, CodeRecord, JsonObject, ProvenanceRecord, SourceRecord
 from orchestrator.run_dir.folder import RunError
 from orchestrator.sweep.components import distributions
-from orchestrator.sweep.plan import Plan, examined_of, missing_encoders
+from orchestrator.sweep.plan import Plan, examined_of, missing_encoders, once_of_seeds
 from orchestrator.system import scratch
 
 PACKAGE = Path(jobs.__file__).parent
@@ -128,7 +128,7 @@ def examine(
             weights[job["model"]["name"]] = answer["weights"]
     if known is None:
         _refuse_arms_alike(plan, {key: answer["reading"] for key, answer in zip(distinct, answers, strict=True)})
-    notes = list(dict.fromkeys(warning for answer in answers for warning in answer["warnings"]))
+    notes = once_of_seeds(plan, (warning for answer in answers for warning in answer["warnings"]))
     return Examined(notes, {**now, "data": data, "weights": weights})
 
 
@@ -187,7 +187,7 @@ def look_at_encoders(plan: Plan) -> list[str]:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise DataFault(done.stderr.strip().removeprefix("error: "))
-    return list(dict.fromkeys(note for line in done.stdout.splitlines() for note in json.loads(line)["warnings"]))
+    return once_of_seeds(plan, (note for line in done.stdout.splitlines() for note in json.loads(line)["warnings"]))
 
 
 def today(code: UserCode | None = None, also: Iterable[str] = ()) -> ProvenanceRecord:

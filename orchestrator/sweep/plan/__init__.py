@@ -19,7 +19,7 @@ from jobs.config import JobConfig, canonical, trial_id
 from jobs.config.identity import FORMER, counted_from, with_former
 from orchestrator.sweep import Arm, Sweep, arms_of, flatten, merged, search
 from orchestrator.sweep.model import Space
-from orchestrator.sweep.plan.examined import as_named, examined_of, jobs_of, missing_encoders
+from orchestrator.sweep.plan.examined import as_named, examined_of, jobs_of, missing_encoders, once_of_seeds
 from orchestrator.sweep.plan.seeds import (
     REPEATS_AS_UNITS,
     Basis,
@@ -39,7 +39,8 @@ from orchestrator.sweep.values import Settings, by_todays_names
 
 __all__ = [
     "REPEATS_AS_UNITS", "RULES", "Basis", "Plan", "SpreadOf", "Summary", "changed_keys", "changed_order", "differing",
-    "examined_of", "family_of", "is_as_begun", "jobs_of", "make", "missing_encoders", "own_loop", "stored",
+    "examined_of", "family_of", "is_as_begun", "jobs_of", "make", "missing_encoders", "once_of_seeds", "own_loop",
+    "stored",
 ]  # fmt: skip
 
 RULES = 2

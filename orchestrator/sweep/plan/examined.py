@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import JsonValue, ValidationError
@@ -48,6 +49,26 @@ def as_named(job: dict[str, JsonValue], arm: Arm) -> dict[str, JsonValue]:
     """Return an arm's job with the name of its encoder as it was given, before any seed was put into it."""
     name, model = arm.encoder_of_seed, job["model"]
     return job if name is None or not isinstance(model, dict) else {**job, "model": {**model, "name": name}}
+
+
+def once_of_seeds(plan: Plan, notes: Iterable[str]) -> list[str]:
+    """List notes, once each; what is said alike of the encoders of all seeds is said once, of their name with
+    `{seed}`."""
+    of_name: dict[str, str] = {}
+    seeds_of: Counter[str] = Counter()
+    for template in {arm.encoder_of_seed for arm in plan.arms} - {None}:
+        assert template is not None
+        names = {template.replace(OF_SEED, str(seed)) for seed in {*plan.tune_seeds, *plan.confirm_seeds}}
+        of_name |= {f"'{name}'": f"'{template}'" for name in names}
+        seeds_of[f"'{template}'"] = len(names)
+    said: dict[str, list[str]] = {}
+    template_in: dict[str, str] = {}
+    for note in dict.fromkeys(notes):
+        name = next((name for name in of_name if name in note), None)
+        text = note if name is None else note.replace(name, of_name[name])
+        said.setdefault(text, []).append(note)
+        template_in[text] = "" if name is None else of_name[name]
+    return [one for text, own in said.items() for one in ([text] if len(own) == seeds_of[template_in[text]] else own)]
 
 
 def missing_encoders(plan: Plan) -> list[str]:

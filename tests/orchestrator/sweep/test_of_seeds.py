@@ -79,3 +79,10 @@ def test_seeds_without_an_encoder_are_named_with_what_makes_them(plan: planning.
     for seed in (1, 3):
         (tmp_path / "encoders/B" / str(seed)).mkdir()
     assert planning.missing_encoders(plan) == []
+
+
+def test_what_is_said_of_every_seed_s_encoder_is_said_once(plan: planning.Plan) -> None:
+    of_a = [f"model.name = 'encoders/A/{seed}' is read as its folder says" for seed in (1, 2, 3)]
+    of_b = [f"model.name = 'encoders/B/{seed}' has no length" for seed in (1, 3)]
+    said = planning.once_of_seeds(plan, ["other", *of_a, *of_b, "other"])
+    assert said == ["other", f"model.name = 'encoders/A/{OF_SEED}' is read as its folder says", *of_b]
