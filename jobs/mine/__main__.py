@@ -85,8 +85,7 @@ def mine(
     from jobs.data.sentences import sentence_examples
     from jobs.mine.in_training import Mining
 
-    if into.exists():
-        raise ValueError(f"{into} is there already, and nothing is overwritten; name a new file")
+    _refuse_place(into)
     group = _group()
     trial = _trial(Path(model))
     job = _job(model, trial, train, columns, rule, threads=threads)
@@ -95,6 +94,11 @@ def mine(
     device = device_of(job.execution)
     encoder = _encoder(model, job, tokenizer, device, is_trial=trial is not None)
     examples = sentence_examples(job, tokenizer)
+    if COLUMN in examples.rows.table.column_names:
+        raise ValueError(
+            f"the rows have a column {COLUMN} already; leave it out: --columns "
+            f"{','.join(name for name in examples.rows.table.column_names if name != COLUMN)}"
+        )
     mining = Mining(job, examples, tokenizer)
     mining.search(1, encoder, group, device)
     found = mining.found
@@ -114,7 +118,21 @@ def mine(
     }
 
 
+def _refuse_place(into: Path) -> None:
+    """Raise ValueError, before anything is searched, where no file can be written that a job reads."""
+    if into.exists():
+        raise ValueError(f"{into} is there already, and nothing is overwritten; name a new file")
+    if into.suffix.lower() not in (".parquet", ".pq"):
+        raise ValueError(
+            f"{into} would hold Parquet under another name, and a job goes by the name; name {into.stem}.parquet"
+        )
+    if not into.parent.is_dir():
+        raise ValueError(f"there is no folder {into.parent}; make it, or name a file in another one")
+
+
 def _rule(negatives: int, window: str, margin: float | None, share: float | None) -> Mine:
+    if negatives < 1:
+        raise ValueError(f"--negatives {negatives} keeps none; 1 at least, such as 4")
     first, colon, last = window.partition(":")
     if not colon or not (first + last).isdecimal() or not first or not last:
         raise ValueError(f"--window {window} is no slice of ranks; give two whole numbers, such as 10:100")
@@ -173,8 +191,6 @@ def _write(into: Path, rows: Rows, found: Mined, texts: pa.ChunkedArray) -> None
     table = rows.table
     if table.num_columns == 1:
         table = pa.table({"anchor": table[0], "positive": table[0]})
-    if COLUMN in table.column_names:
-        raise ValueError(f"the rows have a column {COLUMN} already; name the others in --columns")
     lists = pa.LargeListArray.from_arrays(pa.array(found.ends), texts.take(pa.array(found.members)).combine_chunks())
     aside = into.with_name(f".{into.name}.new")
     pq.write_table(table.append_column(COLUMN, lists), aside)

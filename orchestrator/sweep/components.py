@@ -19,7 +19,7 @@ from typing import TypedDict
 from pydantic import JsonValue, ValidationError
 
 from jobs.config import ConfigIssue, JobConfig, canonical
-from jobs.config.components import JUDGE, KINDS, LOSS, Kind, is_import_path, is_of_batch, is_option, metric_name
+from jobs.config.components import AFTER, JUDGE, KINDS, LOSS, Kind, is_import_path, is_of_batch, is_option, metric_name
 from jobs.config.user_code import HERE, CodeError, UserCode, collect
 from orchestrator.sweep.model import Arm, Sweep, arms_of
 from orchestrator.sweep.space import conditions
@@ -105,8 +105,12 @@ def asked_of(job: JobConfig) -> Iterator[str]:
             yield from (text for text in asked_of(alone) if json.loads(text)["kind"] == JUDGE.name)
     for kind in KINDS.values():
         for name, options in named(whole, kind):
-            if options or is_import_path(name) or (kind is LOSS and is_of_batch(name)):
+            if options or is_import_path(name) or kind is AFTER or (kind is LOSS and is_of_batch(name)):
                 yield canonical({"kind": kind.name, "name": name, "options": options, "job": whole})
+    if job.evaluate.dims and job.evaluate.after is None and not (job.is_own_task or job.is_function):
+        one = next(iter(job.judged_alone("confirm").values()))
+        named_so = {"kind": JUDGE.name, "name": one.judge, "options": one.evaluate.judge_options}
+        yield canonical({**named_so, "job": one.model_dump(mode="json")})
 
 
 def named(job: Mapping[str, JsonValue], kind: Kind) -> Iterator[tuple[str, JsonValue]]:

@@ -294,9 +294,9 @@ def _one_metric_issues(metric: OneMetric, key: str, sweep: Sweep, arms: list[Arm
         return  # what it reports, only it knows
     own = [metric_name(path) for path in jobs[0].evaluate.metrics]
     dims = _shared_dims(jobs)
-    measured, in_tune = (
-        [*itertools.chain.from_iterable(_measured(job, own, stage) for job in jobs)] for stage in ("confirm", "tune")
-    )
+    of_arms = [_measured(job, own, "confirm") for job in jobs]
+    measured = [*itertools.chain.from_iterable(of_arms)]
+    in_tune = [*itertools.chain.from_iterable(_measured(job, own, "tune") for job in jobs)]
     known: tuple[str, ...] = tuple(dict.fromkeys(measured))
     known = (*known, *at_dims(known, dims))
     if name in TRAINING_METRICS or name == "loss":
@@ -316,6 +316,16 @@ def _one_metric_issues(metric: OneMetric, key: str, sweep: Sweep, arms: list[Arm
     if name not in known:
         expected = f"is not measured in task {task!r}, which knows {', '.join(known)}"
         yield ConfigIssue(f"{key}.name", repr(name), expected + nearest(name, list(known)))
+    elif lacking := [
+        (arm, there)
+        for arm, there in zip(arms, of_arms, strict=True)
+        if there and name not in (*there, *at_dims(there, dims), *TRAINING_METRICS, "loss")
+    ]:
+        arm, there = lacking[0]
+        expected = (
+            f"is not measured in arm {arm.label!r}, which has {', '.join(there)}: all arms are judged by one metric"
+        )
+        yield ConfigIssue(f"{key}.name", repr(name), expected)
     elif (
         sweep.tune
         and metric is sweep.metric

@@ -73,9 +73,14 @@ def try_after(job: JobConfig) -> Iterator[Issue]:
         yield key, name, "gave other rows the second time; draw random numbers from the seed alone"
     elif not torch.allclose(made, alone):
         yield key, name, "gives a row something else beside other rows; fit to the training rows alone"
-    elif job.evaluate.dims and job.evaluate.dims[-1] > made.shape[1]:
-        few = f"has {job.evaluate.dims[-1]}, and {job.evaluate.after} leaves {made.shape[1]} columns"
-        yield "evaluate.dims", repr(list(job.evaluate.dims)), f"{few}; give at most {made.shape[1]}"
+    else:
+        yield from _more_columns_than(made.shape[1], job, f"{job.evaluate.after} leaves {made.shape[1]} columns")
+
+
+def _more_columns_than(width: int, job: JobConfig, where: str) -> Iterator[Issue]:
+    if job.evaluate.dims and job.evaluate.dims[-1] > width:
+        few = f"has {job.evaluate.dims[-1]}, and {where}; give at most {width}"
+        yield "evaluate.dims", repr(list(job.evaluate.dims)), few
 
 
 def try_judge(job: JobConfig) -> Iterator[Issue]:
@@ -97,3 +102,6 @@ def try_judge(job: JobConfig) -> Iterator[Issue]:
             yield key, name, f"has no method {method}({', '.join(arguments)}); write one"
             return
     judge_of(job)
+    if job.evaluate.after is None and not job.is_own_task:
+        width = _judged_width(job)
+        yield from _more_columns_than(width, job, f"embeddings have {width} columns")

@@ -34,6 +34,7 @@ from jobs.metrics.evaluate import evaluate
 from jobs.metrics.judged import map_of
 from jobs.train import Training
 from jobs.train.components import examined
+from orchestrator.sweep.components import asked_of
 
 CASES: dict[str, list[dict[str, Any]]] = {
     "whitening": [
@@ -424,3 +425,24 @@ def test_an_encoder_that_is_not_here_is_as_wide_as_it_is_asked_to_be(tmp_path: P
     whole["model"] |= {"name": "nobody/has-this"}
     whole["evaluate"] |= {"after_options": options}
     assert examined("after", "whitening", options, whole)["faults"] == []
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"after": "pca"}, "is missing"),
+        ({"after": "whitening", "dims": [8, 17]}, "has 17, and whitening leaves 16 columns; give at most 16"),
+        ({"after": None, "dims": [8, 17]}, "has 17, and embeddings have 16 columns; give at most 16"),
+        ({"after": None, "dims": [9], "head": True}, "has 9, and embeddings have 8 columns; give at most 8"),
+        ({"after": None, "dims": [8, 16]}, ""),
+    ],
+)
+def test_a_plan_asks_for_what_is_judged_without_options_too(section: dict[str, Any], words: str) -> None:
+    """An option that is needed and not there, and more columns than there are, ended the first evaluation of a trial.
+    Mutant check: asking for components that have options alone."""
+    asked = [json.loads(text) for text in asked_of(job_of("whitening", {}, **section))]
+    said = [
+        issue for one in asked for issue in examined(one["kind"], one["name"], one["options"], one["job"])["faults"]
+    ]
+    assert bool(said) == bool(words)
+    assert words in " ".join(expected for _, _, expected in said)

@@ -397,6 +397,32 @@ def test_a_metric_that_one_stage_lacks_is_refused(sources: dict[str, str], metri
     assert words in str(refused.value)
 
 
+def test_a_metric_that_one_arm_lacks_is_refused(sources: dict[str, str], tmp_path: Path) -> None:
+    """Its trials failed once they had been trained. Mutant check: what any arm measures is measured."""
+    text = f"""
+name = "cuts"
+question = "?"
+metric = {{ name = "ndcg_at_10" }}
+[job]
+task = "sentence"
+budget = {{ steps = 2 }}
+data = {{ train = "{sources["train"]}", confirm = "x" }}
+evaluate = {{ judge = "retrieval" }}
+[[arm]]
+label = "ten"
+[[arm]]
+label = "five"
+evaluate.judge_options = {{ ndcg_at = [5] }}
+"""
+    (tmp_path / "sweep.toml").write_text(text)
+    with pytest.raises(
+        ConfigError, match="'ndcg_at_10': is not measured in arm 'five', which has ndcg_at_5, mrr_at_10"
+    ):
+        sweeps.load(tmp_path / "sweep.toml")
+    (tmp_path / "sweep.toml").write_text(text.replace("ndcg_at_10", "recall_at_10"))
+    assert sweeps.load(tmp_path / "sweep.toml").metric.name == "recall_at_10"
+
+
 def test_a_trial_that_lacks_a_metric_says_what_it_measured() -> None:
     said = wrong_metric("c/spearman", {"a/spearman": 0.5, "train/loss": 1.0})
     assert said == "the metric 'c/spearman' was not measured; the trial measured a/spearman"

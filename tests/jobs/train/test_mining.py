@@ -286,6 +286,9 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
             "--window 5 is no slice of ranks; give two whole numbers",
         ),
         (["x", "rows.jsonl", "out.parquet", "--window", "5:7"], "must be a slice of at least the 4 that are kept"),
+        (["x", "rows.jsonl", "out.parquet", "--negatives", "0"], "--negatives 0 keeps none; 1 at least, such as 4"),
+        (["x", "rows.jsonl", "out.jsonl"], "out.jsonl would hold Parquet under another name"),
+        (["x", "rows.jsonl", "gone/out.parquet"], "there is no folder gone; make it"),
     ):
         assert command(arguments) == 2
         assert message in capsys.readouterr().err
