@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Annotated, Any, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 from pydantic_core import PydanticCustomError
@@ -366,10 +366,11 @@ def _by_signature(kind: str, component: object) -> type[BaseModel]:
         if parameter.name in KINDS[kind].built_with and parameter.default is parameter.empty:
             continue
         if is_own and (is_built or parameter.name not in KINDS[kind].provided):
-            is_list = get_origin(hints.get(parameter.name)) in (tuple, list)
-            strict = Field(strict=False) if is_list else Field()
+            hint = hints.get(parameter.name, Any)
+            plain = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+            strict = Field(strict=False) if get_origin(plain) in (tuple, list) else Field()
             default = ... if parameter.default is parameter.empty else parameter.default
-            fields[parameter.name] = (Annotated[hints.get(parameter.name, Any), strict], default)
+            fields[parameter.name] = (Annotated[hint, strict], default)
     is_open = any(parameter.kind == parameter.VAR_KEYWORD for parameter in known)
     config = ConfigDict(
         extra="allow" if is_open else "forbid", strict=True, arbitrary_types_allowed=True, protected_namespaces=()
@@ -380,7 +381,9 @@ def _by_signature(kind: str, component: object) -> type[BaseModel]:
 def _hints(component: object) -> dict[str, Any]:
     target = component.__init__ if isinstance(component, type) else component  # type: ignore[misc]
     try:
-        return get_type_hints(target)
+        return get_type_hints(
+            target, include_extras=True
+        )  # with bounds, such as those of Annotated[float, Field(gt=0)]
     except Exception:  # noqa: BLE001
         return {}  # names that exist for type checkers alone; such a value is checked by the component
 

@@ -45,6 +45,9 @@ Margin: TypeAlias = Annotated[
 """Of `triangle` it may be given as DIAMETER, which its options say already."""
 
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Budget(Section):
     """How long a job trains. Exactly one of the three is given."""
 
@@ -284,7 +287,7 @@ class Optimizer(Section):
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled decay of matrices; biases, norms and loss parameters have none."""
 
-    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.999)
+    betas: Annotated[tuple[Share, Share], Field(strict=False)] = (0.9, 0.999)
     """Adam's averaging."""
 
     momentum: float = Field(0.9, ge=0, lt=1)

@@ -3,7 +3,10 @@ relative to the size of the weights, no momentum."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 
 from jobs.optim.eager import Groups, eager
 
@@ -11,7 +14,12 @@ Adafactor = eager(torch.optim.Adafactor)
 
 
 def adafactor(
-    params: Groups, lr: float, *, beta2_decay: float = -0.8, floor: float = 1e-3, clip: float = 1.0
+    params: Groups,
+    lr: float,
+    *,
+    beta2_decay: Annotated[float, Field(le=0)] = -0.8,
+    floor: Annotated[float, Field(ge=0)] = 1e-3,
+    clip: Annotated[float, Field(ge=1)] = 1.0,
 ) -> torch.optim.Optimizer:
     """Build Adafactor: a step is max(floor, RMS(theta)) min(lr, 1 / sqrt(t)) u, u the gradient over the root of its
     second moment, no larger than `clip` in root mean square; the second moment forgets by 1 - t^beta2_decay."""

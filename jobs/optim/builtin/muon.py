@@ -9,9 +9,10 @@ precision of the weights.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from jobs.config import Optimizer
@@ -42,7 +43,7 @@ class muon(torch.optim.Optimizer):  # noqa: N801 - a built-in has its module's n
         settings: Optimizer,
         model: nn.Module,
         *,
-        momentum: float = 0.95,
+        momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95,
         nesterov: bool = True,
         scale: Literal["rms", "spectral"] = "rms",
     ) -> None:

@@ -4,9 +4,10 @@ before training."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from jobs.config import Optimizer
@@ -21,7 +22,13 @@ class child_tuning_d:  # noqa: N801 - a built-in has its module's name
     those of the parameter and the place that come first are chosen. mask: as of child_tuning; nothing is divided by p.
     """
 
-    def __init__(self, *, p: float = 0.3, batches: int = 1, mask: Literal["gradient", "update"] = "gradient") -> None:
+    def __init__(
+        self,
+        *,
+        p: float = 0.3,
+        batches: Annotated[int, Field(ge=1, le=10_000)] = 1,
+        mask: Literal["gradient", "update"] = "gradient",
+    ) -> None:
         if not 0 < p <= 1:
             raise ValueError(f"optimizer.transform_options.p = {p} is a share of the numbers: above 0, at most 1")
         if batches < 1:

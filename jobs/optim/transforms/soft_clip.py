@@ -4,15 +4,17 @@ arXiv:1905.11881)."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import nn
 
 
 class soft_clip:  # noqa: N801 - a built-in has its module's name
     """Of the whole gradient. norm: c."""
 
-    def __init__(self, *, norm: float = 1.0) -> None:
+    def __init__(self, *, norm: Annotated[float, Field(gt=0)] = 1.0) -> None:
         self.norm = norm
 
     @torch.no_grad()

@@ -3,7 +3,10 @@ which does not saturate where a cosine does, beside the ranking by cosines of Co
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from jobs.losses.builtin.scored._ranked import ranking
@@ -15,8 +18,8 @@ def angle(
     scores: Tensor,
     temperature: float | Tensor,
     *,
-    angles: float = 1.0,
-    cosines: float = 1.0,
+    angles: Annotated[float, Field(ge=0)] = 1.0,
+    cosines: Annotated[float, Field(ge=0)] = 1.0,
 ) -> Tensor:
     """Weigh the two rankings. queries, keys [B, D], scores [B]. The similarity of angles is |re + im| of the complex
     product of a query with the conjugate of its key, whose first half of columns is real; an odd D has a column of 0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 
@@ -14,7 +15,7 @@ def cosine_labels(
     scores: Tensor,
     *,
     form: Literal["zero", "opposite", "bands"] = "zero",
-    highest: float = 1.0,
+    highest: Annotated[float, Field(gt=0)] = 1.0,
 ) -> Tensor:
     """Average over pairs with cosine c and label t. zero: t (c - 1)^2 + (1 - t) c^2. opposite: t (c - 1)^2 +
     (1 - t) (c + 1)^2. bands: t max(0.9 - c, 0) + (1 - t) max(c - 0.1, 0). scores [B], from 0 to `highest`, are divided

@@ -3,9 +3,10 @@ nobody labelled. By the embeddings that are trained, as Solatorio 2024 (arXiv:24
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from jobs.losses.builtin.weighted._dense import candidates, is_nearer
@@ -22,7 +23,7 @@ def false_negatives(
     temperature: float | Tensor,
     rule: Literal["margin", "share"] = "margin",
     margin: float = 0.0,
-    share: float = 0.95,
+    share: Annotated[float, Field(gt=0)] = 0.95,
 ) -> Tensor:
     """Average InfoNCE over anchors, without each candidate j of which s_ij > s_ii + margin or, by the other rule,
     s_ij > share s_ii, s the cosine, by more than rounding. The positive is never left out; an anchor without negatives

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from jobs.losses.builtin.weighted._dense import candidates, is_nearer
@@ -25,7 +26,7 @@ def gist(
     temperature: float | Tensor,
     rule: Literal["margin", "share"] = "margin",
     margin: float = 0.0,
-    share: float = 0.95,
+    share: Annotated[float, Field(gt=0)] = 0.95,
     own_side: bool = True,
 ) -> Tensor:
     """Average InfoNCE over anchors, without each candidate j of which g_ij > g_ii + margin or, by the other rule,

@@ -3,10 +3,11 @@ the embedding, for several d, so that a short embedding is good too."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from jobs.losses.builtin.weighted._dense import candidates
@@ -22,7 +23,7 @@ def matryoshka(
     negative_ids: Tensor | None,
     temperature: float | Tensor,
     dims: tuple[int, ...],
-    weights: tuple[float, ...] = (),
+    weights: tuple[Annotated[float, Field(ge=0)], ...] = (),
     loss: Literal["infonce", "dcl"] = "infonce",
 ) -> Tensor:
     """Sum the loss of the first d columns, made unit rows, over dims, by weights; without any, all weigh 1."""

@@ -3,8 +3,11 @@ Su 2021 (kexue 8541): a linear layer on [u, v, |u - v|], which is left behind af
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 
@@ -13,7 +16,7 @@ class pair_classifier(nn.Module):  # noqa: N801 - a built-in has its module's na
 
     normalised = False
 
-    def __init__(self, embedding_width: int, *, classes: int = 2) -> None:
+    def __init__(self, embedding_width: int, *, classes: Annotated[int, Field(ge=2)] = 2) -> None:
         super().__init__()
         self.linear = nn.Linear(3 * embedding_width, classes, bias=False)
 

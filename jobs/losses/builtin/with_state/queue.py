@@ -33,7 +33,7 @@ class queue(nn.Module):  # noqa: N801 - a built-in has its module's name
             raise ValueError(
                 f"loss.options.size = {size} is a number of keys, and momentum = {momentum} a share from 0 to below 1"
             )
-        self.momentum, self.positive = momentum, positive
+        self.momentum, self.positive = float(momentum), positive
         self.register_buffer("keys", torch.zeros(size, embedding_width))
         self.register_buffer("said", torch.full((size, 3), -1, dtype=torch.int64))
         self.register_buffer("queued", torch.zeros((), dtype=torch.int64))

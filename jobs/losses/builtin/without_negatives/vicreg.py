@@ -3,7 +3,10 @@ of the global batch, as the authors' program has them."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 EPSILON = 1e-4
@@ -11,7 +14,12 @@ EPSILON = 1e-4
 
 
 def vicreg(
-    queries: Tensor, keys: Tensor, *, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0
+    queries: Tensor,
+    keys: Tensor,
+    *,
+    invariance: Annotated[float, Field(ge=0)] = 25.0,
+    variance: Annotated[float, Field(ge=0)] = 25.0,
+    covariance: Annotated[float, Field(ge=0)] = 1.0,
 ) -> Tensor:
     """Weigh three terms: the mean square of q - k; of each side half the mean over columns of max(0, 1 - sd); and of
     each side the squares of the covariances of different columns, over D. queries, keys [B, D], B > 1."""

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 
 from jobs.optim.builtin._walk import kept, with_gradients
 from jobs.optim.eager import Groups, eager
@@ -17,7 +20,7 @@ class eg_step(torch.optim.Optimizer):  # noqa: N801 - a built-in has its module'
     gamma is in units of one over a gradient squared: what is large for one model is nothing for another.
     """
 
-    def __init__(self, params: Groups, lr: float, *, gamma: float = 1.0) -> None:
+    def __init__(self, params: Groups, lr: float, *, gamma: Annotated[float, Field(ge=0)] = 1.0) -> None:
         super().__init__(params, {"lr": lr})
         self.gamma = gamma
 

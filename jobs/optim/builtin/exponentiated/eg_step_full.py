@@ -4,9 +4,10 @@ a gain of each number, on the normalised steps of another optimizer."""
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from jobs.config import Optimizer
@@ -33,9 +34,9 @@ class eg_step_full(torch.optim.Optimizer):  # noqa: N801 - a built-in has its mo
         settings: Optimizer,
         *,
         inner: Literal["adam", "momentum"] = "adam",
-        gamma_scale: float = 0.1,
-        gamma_gains: float = 1.0,
-        past: float = 0.9,
+        gamma_scale: Annotated[float, Field(ge=0)] = 0.1,
+        gamma_gains: Annotated[float, Field(ge=0)] = 1.0,
+        past: Annotated[float, Field(ge=0, lt=1)] = 0.9,
     ) -> None:
         super().__init__(params, {"lr": lr, "scale": 1.0})
         self.inner, self.betas, self.momentum = inner, settings.betas, settings.momentum

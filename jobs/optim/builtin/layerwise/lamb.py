@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 
 from jobs.config import Optimizer
 from jobs.optim.builtin._walk import adam_direction, with_gradients
@@ -25,7 +26,7 @@ class lamb(torch.optim.Optimizer):  # noqa: N801 - a built-in has its module's n
         lr: float,
         settings: Optimizer,
         *,
-        eps: float = 1e-6,
+        eps: Annotated[float, Field(gt=0)] = 1e-6,
         vectors: Literal["plain", "scaled"] = "plain",
     ) -> None:
         super().__init__(params, {"lr": lr})

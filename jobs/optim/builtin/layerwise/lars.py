@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 
 from jobs.config import Optimizer
 from jobs.optim.builtin._walk import kept, with_gradients
@@ -27,7 +28,7 @@ class lars(torch.optim.Optimizer):  # noqa: N801 - a built-in has its module's n
         lr: float,
         settings: Optimizer,
         *,
-        trust: float = 0.001,
+        trust: Annotated[float, Field(gt=0)] = 0.001,
         vectors: Literal["plain", "scaled"] = "plain",
     ) -> None:
         super().__init__(params, {"lr": lr})

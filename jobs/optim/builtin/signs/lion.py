@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 
 from jobs.optim.builtin._walk import kept, with_gradients
 from jobs.optim.builtin.signs._sign import sign
@@ -17,7 +20,13 @@ class lion(torch.optim.Optimizer):  # noqa: N801 - a built-in has its module's n
     decay.
     """
 
-    def __init__(self, params: Groups, lr: float, *, betas: tuple[float, float] = (0.9, 0.99)) -> None:
+    def __init__(
+        self,
+        params: Groups,
+        lr: float,
+        *,
+        betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99),
+    ) -> None:
         super().__init__(params, {"lr": lr})
         self.betas = betas
 

@@ -3,7 +3,10 @@ several steps are accumulated inside the momentum, as in kexue 8634."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from jobs.optim.builtin._walk import kept, with_gradients
@@ -33,10 +36,10 @@ class tiger(torch.optim.Optimizer):  # noqa: N801 - a built-in has its module's 
         lr: float,
         model: nn.Module,
         *,
-        beta: float = 0.965,
-        accumulate: int = 1,
+        beta: Annotated[float, Field(ge=0, lt=1)] = 0.965,
+        accumulate: Annotated[int, Field(ge=1)] = 1,
         nan_rule: bool = False,
-        shrink: float = 0.99,
+        shrink: Annotated[float, Field(ge=0, le=1)] = 0.99,
     ) -> None:
         if accumulate < 1:
             raise ValueError(f"optimizer.options.accumulate = {accumulate} steps make no update; give 1 or more")
