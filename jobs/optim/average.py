@@ -8,6 +8,7 @@ is trained goes on beside it, and is not changed by it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -23,7 +24,7 @@ class WeightAverage:
     def __init__(self, model: nn.Module, settings: Optimizer, *, batch: int) -> None:
         half_life = settings.average_half_life
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._beta = 0.0 if half_life is None else 0.5 ** (batch / half_life)
+        self._forgets = 0.0 if half_life is None else math.log(2) * batch / half_life
         self.weights: dict[str, Tensor] = {}
         """By name; none where there is no average."""
         if half_life is not None:
@@ -33,7 +34,8 @@ class WeightAverage:
     def update(self, step: int) -> None:
         """Take the weights after this step, from 1, into the average."""
         for name, average in self.weights.items():
-            average.lerp_(self._trained[name], (1 - self._beta) / (1 - self._beta**step))
+            # (1 - beta) / (1 - beta^step), also where beta is 1 but for less than a number can tell from it.
+            average.lerp_(self._trained[name], math.expm1(-self._forgets) / math.expm1(-self._forgets * step))
 
     @contextmanager
     def in_model(self) -> Iterator[dict[str, Tensor]]:

@@ -150,9 +150,18 @@ def exact_gradients(
     sum_gradients(trained, context.group)
     norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
     if clip is not None:
-        nn.utils.clip_grads_with_norm_(trained, clip, norm)
+        hard_clip(trained, clip, norm)
     total = float(value.detach()) + (masking.weight * mlm if masking is not None and mlm is not None else 0.0)
     return StepResult(total, float(norm), diagnostics, mlm)
+
+
+@torch.no_grad()
+def hard_clip(parameters: Sequence[nn.Parameter], clip: float, norm: Tensor) -> None:
+    """Scale gradients by min(1, clip / norm). Torch's own divides by norm + 1e-6, which small gradients notice."""
+    share = (clip / norm).clamp(max=1.0)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.mul_(share)
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,22 @@ def test_the_average_is_the_one_of_the_weights_that_a_plain_training_has(tmp_pat
         np.testing.assert_allclose(found[name].numpy(), expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("half_life", [1e-9, 0.5, 20.0, 1e12, 1e18, 1e300])
+def test_any_half_life_is_one(half_life: float) -> None:
+    """Much shorter than a step it is the newest weights, much longer their plain mean. Seen: a division by 0 in the
+    first step where beta is as near to 1 as numbers are."""
+    model = nn.Linear(1, 1, bias=False).double()
+    average = WeightAverage(model, Optimizer(average_half_life=half_life), batch=8)
+    course = [1.0, -3.0, 0.25, 7.0]
+    for step, weight in enumerate(course, 1):
+        with torch.no_grad():
+            model.weight.fill_(weight)
+        average.update(step)
+    shares = [2.0 ** (-8 * (len(course) - s) / half_life) for s in range(1, len(course) + 1)]
+    expected = sum(w * share for w, share in zip(course, shares, strict=True)) / sum(shares)
+    assert float(average.weights["weight"]) == pytest.approx(expected, rel=1e-12)
+
+
 def test_what_is_judged_and_kept_is_the_average(tmp_path: Path) -> None:
     """A checkpoint's model is it, and so is what is exported. Mutant check: evaluating what is trained fails."""
     training = trained(job(SECTION | {"average_half_life": HALF_LIFE}), tmp_path / "averaged")

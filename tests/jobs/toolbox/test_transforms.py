@@ -26,6 +26,7 @@ from jobs.data import Views
 from jobs.optim import GradientTransform, build, set_rate
 from jobs.optim.transforms.soft_clip import soft_clip
 from jobs.train import Training
+from jobs.train.step import hard_clip
 
 CASES: dict[str, list[dict[str, Any]]] = {
     "soft_clip": [{}, {"norm": 0.1}],
@@ -126,9 +127,10 @@ def test_a_group_larger_than_the_batch_is_refused_with_a_value_that_works() -> N
 # Clipping
 
 
-@given(c=st.floats(1e-6, 1e6), scale=st.floats(1e-6, 1e6), seed=st.integers(0, 2**16))
+@given(c=st.floats(1e-12, 1e6), scale=st.floats(1e-12, 1e6), seed=st.integers(0, 2**16))
 def test_hard_and_soft_clipping_differ_by_at_most_a_factor_of_2(c: float, scale: float, seed: int) -> None:
-    """hard / 2 <= soft < hard, and both point where the gradient does. Mutant check: c / (|g| + c / 4) fails."""
+    """hard / 2 <= soft < hard, and both point where the gradient does. Mutant check: c / (|g| + c / 4) fails. Seen: a
+    hard clip by |g| + 1e-6, as torch's is, which small gradients notice."""
     draw = torch.Generator().manual_seed(seed)
     gradients = [scale * torch.randn(n, generator=draw, dtype=torch.float64) for n in (3, 5)]
     hard, soft = (
@@ -138,17 +140,31 @@ def test_hard_and_soft_clipping_differ_by_at_most_a_factor_of_2(c: float, scale:
     for parameters in (hard, soft):
         for parameter, g in zip(parameters.values(), gradients, strict=True):
             parameter.grad = g.clone()
-    # As jobs/train/step.py does it for optimizer.clip.
-    nn.utils.clip_grads_with_norm_(hard.values(), c, nn.utils.get_total_norm(gradients))
+    hard_clip([*hard.values()], c, nn.utils.get_total_norm(gradients))
     soft_clip(norm=c)(soft)
-    size = float(nn.utils.get_total_norm(gradients))
+    size = float(torch.cat(gradients).norm())
     for key, g in enumerate(gradients):
         a, b = hard[str(key)].grad, soft[str(key)].grad
         assert a is not None
         assert b is not None
         assert bool((b.abs() >= a.abs() / 2 * (1 - 1e-12)).all())
-        assert bool((b.abs() <= a.abs() * (1 + 1e-6 / size)).all())  # torch's hard clip divides by |g| + 1e-6
+        assert bool((b.abs() <= a.abs() * (1 + 1e-12)).all())
+        torch.testing.assert_close(a, g * min(1.0, c / size), rtol=1e-12, atol=0)
         assert torch.equal(b.sign(), g.sign())
+
+
+@pytest.mark.parametrize("size", [0.0, 5e-324, float("inf")])
+def test_a_gradient_of_zero_stays_one(size: float) -> None:
+    """Hard and soft; an infinite one leaves no weight as it was, so that it is seen."""
+    hard, soft = (nn.Parameter(torch.zeros(2, dtype=torch.float64)) for _ in range(2))
+    for parameter in (hard, soft):
+        parameter.grad = torch.tensor([size, 0.0], dtype=torch.float64)
+    hard_clip([hard], 0.5, nn.utils.get_total_norm([torch.tensor([size], dtype=torch.float64)]))
+    soft_clip(norm=0.5)({"weight": soft})
+    for parameter in (hard, soft):
+        assert parameter.grad is not None
+        assert bool(parameter.grad.isfinite().all()) == (size < 1)
+        assert size > 1 or float(parameter.grad.norm()) <= size
 
 
 # In trainings
