@@ -183,6 +183,29 @@ def is_of_batch(name: str) -> bool:
     return any("softmax_loss" not in map(ast.unparse, node.decorator_list) for node in own)
 
 
+def loss_asks_for(name: str) -> frozenset[str] | None:
+    """Find what a loss of the whole batch is called with; None of a loss of anchors, which has all negatives of the
+    batch. A built-in's arguments are read from its file, as of `is_of_batch`."""
+    if name in built_in_files("loss"):
+        return _arguments_in_file(name) if is_of_batch(name) else None
+    try:
+        component = load("loss", name)
+    except ComponentError:  # whoever tries it says so
+        return None
+    if not callable(component) or hasattr(component, "row_loss"):
+        return None
+    function = getattr(component, "forward", component) if isinstance(component, type) else component
+    return frozenset(inspect.signature(function).parameters)
+
+
+@cache
+def _arguments_in_file(name: str) -> frozenset[str]:
+    tree = ast.parse(built_in_files("loss")[name].read_text("utf-8"))
+    own = next(node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name)
+    forward = [node for node in ast.walk(own) if isinstance(node, ast.FunctionDef) and node.name in (name, "forward")]
+    return frozenset(each.arg for each in (*forward[0].args.args, *forward[0].args.kwonlyargs))
+
+
 @cache
 def literal_of(kind: str, name: str, constant: str) -> Any:
     """Read a constant of a built-in's module from its file, as importing it may need torch. Raises KeyError where the

@@ -171,7 +171,8 @@ class Loss(Section):
     mask_duplicates: bool = True
     """Rows with the same content are not negatives of each other: pairs of which an anchor or positive is also one of
     the other's (the same text, but for blanks around it, or the same image). A hard negative that is the anchor or its
-    positive is none of that anchor. A batch of which nothing is left by this is an error."""
+    positive is none of that anchor. A batch of which nothing is left by this is an error, but for `queue`, which has
+    negatives of earlier batches, and for losses without negatives."""
 
     margin: Margin = 0.0
     """Additive margin on the positive's similarity, in cosine units. `diameter`, of `triangle` alone: as wide as what
@@ -321,7 +322,7 @@ class Optimizer(Section):
 
     fisher_pairs: int = Field(8, gt=1)
     """Consecutive pairs of the global batch that stand for an example where squared gradients are averaged: what
-    `child_tuning_d` chooses by."""
+    `child_tuning_d` chooses by. Pairs that fill no group at the end of a batch are left out."""
 
     clip: float | None = Field(None, gt=0)
     """Largest norm of the whole gradient, after the sum over ranks. None: no clipping."""

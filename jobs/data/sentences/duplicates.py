@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from jobs.config import JobConfig
+from jobs.config import JobConfig, components
 from jobs.data.batches import Ids, content_ids
 from jobs.data.formats import DataError
 from jobs.data.sentences.pools import first_texts, pool_of
@@ -71,6 +71,18 @@ def text_numbers(rows: Rows) -> NDArray[np.int64]:
     return numbers
 
 
+def _has_negatives(job: JobConfig) -> bool:
+    """Return whether the loss leaves out what says the same: one that asks for no ids of pairs has no negatives, or
+    treats all pairs alike."""
+    asked = components.loss_asks_for(job.loss.name)
+    return asked is None or not asked.isdisjoint(("ids", "key_ids"))
+
+
+def _has_others(job: JobConfig) -> bool:
+    """Return whether the loss has negatives of earlier batches, too."""
+    return "momentum_keys" in (components.loss_asks_for(job.loss.name) or ())
+
+
 def negatives_in_a_batch(job: JobConfig, *, hard: int) -> int:
     """Count the candidates of all queries of a global batch: other pairs' keys of their pools, and these pools' hard
     negatives, `hard` of each pair."""
@@ -84,7 +96,15 @@ def note_on_batch(job: JobConfig, rows: NDArray[np.int64], *, step: int, masked:
     left, unless that is because the batch holds a row twice, as it may where an epoch ends within it.
     """
     whole = negatives_in_a_batch(job, hard=hard)
+    if 2 * masked <= whole or not _has_negatives(job):
+        return None
     what = "images" if job.task == "image" else "texts"
+    if masked >= whole and _has_others(job):
+        return (
+            f"step {step}: all of the batch's {whole} negatives are left out, as they are {what} that the anchor or "
+            f"its positive has too (loss.mask_duplicates), and only those are left that loss.name = '{job.loss.name}' "
+            "has from batches before"
+        )
     if masked >= whole:
         if len(np.unique(rows)) < len(rows):
             return (
@@ -99,8 +119,6 @@ def note_on_batch(job: JobConfig, rows: NDArray[np.int64], *, step: int, masked:
             f"loss.mask_duplicates = false, by which equal {what} are negatives of each other",
             file=job.data.train,
         )
-    if 2 * masked <= whole:
-        return None
     return (
         f"step {step}: {masked} of the batch's {whole} negatives are left out, as they are {what} that the anchor or "
         f"its positive has too (loss.mask_duplicates); with fewer rows of the same {what} in data.train more would be "
@@ -111,7 +129,7 @@ def note_on_batch(job: JobConfig, rows: NDArray[np.int64], *, step: int, masked:
 def repeats(job: JobConfig, rows: Rows) -> Iterator[str]:
     """Yield a warning where rows with equal texts will take a good part of the negatives of every batch of a sentence
     job. Raises DataError where they take all of them."""
-    if not job.loss.mask_duplicates:
+    if not job.loss.mask_duplicates or not _has_negatives(job):
         return
     rows = first_texts(rows)
     repeated = _repeated(rows)
@@ -139,6 +157,8 @@ def repeats(job: JobConfig, rows: Rows) -> Iterator[str]:
 def _doomed(job: JobConfig, rows: Rows, repeated: _Repeated) -> Iterator[str]:
     """Yield a warning where some batch may consist of rows that all share a text, which ends its trial. Raises
     DataError where most trials would meet such a batch."""
+    if _has_others(job):
+        return
     steps = job.budget.steps or (-(-job.budget.samples // job.batch.size) if job.budget.samples else None)
     chance = repeated.chance_of_a_batch(job.batch.size, job.negatives_group)
     expected = chance * (steps or 1000)

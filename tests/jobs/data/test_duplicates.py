@@ -153,6 +153,36 @@ def test_data_that_leave_nothing_of_any_batch_are_refused(tmp_path: Path, kind: 
     assert data.check(unmasked) == []
 
 
+@pytest.mark.parametrize(
+    "loss", ["cosent", "cosine_labels", "pair_classifier", "vicreg", "barlow_twins", "mylab:vicreg"]
+)
+def test_a_loss_without_negatives_has_none_to_leave_out(tmp_path: Path, loss: str) -> None:
+    """One query beside many documents that people have scored, or batches of two rows of one sentence. Seen: refused,
+    as no negative would be left, or warned of, and a trial that met such a batch ended by it. Mutant check: for losses
+    of anchors as well, the test before this one fails."""
+    rows = [{"anchor": "one query", "positive": sentence(k), "score": k % 2} for k in range(9)]
+    scores = None if "twins" in loss or "vicreg" in loss else "score"
+    config = job(tmp_path, rows, loss={"name": loss}, batch={"size": 3}, budget={"steps": 4})
+    columns = {"columns": ["anchor", "positive"], "scores": scores}
+    config = JobConfig.model_validate(config.model_dump() | {"data": config.data.model_dump() | columns})
+    assert data.check(config) == []
+    training = run(config, tmp_path / "trial")
+    assert training.result is not None
+    assert training.notes == []
+
+
+def test_a_queue_has_negatives_when_a_batch_has_none(tmp_path: Path) -> None:
+    """Seen: the trial ended at the first batch of two rows that share a text. It goes on, and says so."""
+    rows = [{"anchor": "one" if k < 6 else "two", "positive": sentence(k)} for k in range(12)]
+    loss = {"name": "queue", "options": {"size": 8, "momentum": 0.9}}
+    config = job(tmp_path, rows, loss=loss, batch={"size": 2}, budget={"steps": 12})
+    assert all("ends there as an error" not in note for note in data.check(config))
+    training = run(config, tmp_path / "trial")
+    assert training.result is not None
+    (note,) = training.notes
+    assert "only those are left that loss.name = 'queue' has from batches before" in note
+
+
 def test_the_command_line_refuses_them_with_exit_2_and_creates_nothing(tmp_path: Path) -> None:
     config = job(tmp_path, ALIKE["one positive, blanks aside"])
     (tmp_path / "job.json").write_text(config.model_dump_json())
