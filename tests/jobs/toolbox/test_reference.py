@@ -44,9 +44,10 @@ def test_every_built_in_is_listed_once_and_says_what_it_is(listed: list[Componen
     assert [one["name"] for one in ideas if not one["sources"]] == []
 
 
-def test_options_have_types_and_defaults(listed: list[Component]) -> None:
+def test_options_have_types_defaults_and_bounds(listed: list[Component]) -> None:
     (soft_clip,) = (one for one in listed if one["name"] == "soft_clip")
-    assert soft_clip["options"]["properties"]["norm"] | {"title": ""} == {"default": 1.0, "title": "", "type": "number"}
+    expected = {"default": 1.0, "title": "", "type": "number", "exclusiveMinimum": 0}
+    assert soft_clip["options"]["properties"]["norm"] | {"title": ""} == expected
     (matryoshka,) = (one for one in listed if one["name"] == "matryoshka")
     assert matryoshka["options"]["required"] == ["dims"]
     assert {one["name"] for one in listed if one["default"]} >= {"infonce", "adamw", "vit", "cosine", "image"}
