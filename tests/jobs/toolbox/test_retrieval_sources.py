@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from judges import CORPUS, QRELS, QUERIES, beir
+from pyarrow import fs
+from servers import s3_server
 from test_judges import sentences
 
 from jobs import data
@@ -125,6 +127,70 @@ def test_every_layout_is_the_same_corpus(tmp_path: Path, layout: Callable[[Path]
     assert plain.documents[0] == "Sparrows small brown birds of fields and towns"
     assert sorted(plain.query_ids) == ["q1", "q2", "q3"]
     assert same(retrieved(tmp_path, layout(tmp_path / "other")), plain)
+
+
+@pytest.fixture(scope="module")
+def at() -> Iterator[Callable[[str], str]]:
+    """Of a path its URI, in a bucket whose server the query of each URI names."""
+    with s3_server() as uri_of:
+        yield uri_of
+
+
+def uploaded(folder: Path, at: Callable[[str], str]) -> None:
+    """Copy a folder into the bucket, under its own name."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            store, inside = fs.FileSystem.from_uri(at(path.relative_to(folder.parent).as_posix()))
+            with store.open_output_stream(inside, compression=None) as file:
+                file.write(path.read_bytes())
+
+
+def of_a_split(folder: Path) -> str:
+    return f"{beir(folder)}:test"
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        *(in_parquet, as_trec_eval_reads_it, as_ms_marco_is, in_jsonl, the_qrels_themselves, of_a_split),
+        *(packed_lines_of_trec_eval, with_a_tab_at_each_end),
+    ],
+    ids=lambda f: f.__name__,
+)
+def test_every_layout_is_the_same_corpus_in_a_bucket(
+    tmp_path: Path, layout: Callable[[Path], str], at: Callable[[str], str]
+) -> None:
+    """A folder, a split after a colon, qrels with the others beside them or one folder above; what is no table too.
+    The query of a URI is no part of a name. Mutant checks: a format by the end of the URI; files beside a URI looked
+    for on this machine; a split cut off behind the query, where a port follows a colon."""
+    name = f"{layout.__name__}-set"
+    source = layout(tmp_path / name)
+    uploaded(tmp_path / name, at)
+    uri = at(Path(source).relative_to(tmp_path).as_posix())
+    assert same(retrieved(tmp_path, uri), retrieved(tmp_path, source))
+
+
+def test_a_corpus_may_lie_in_a_bucket_and_its_qrels_here(tmp_path: Path, at: Callable[[str], str]) -> None:
+    folder = beir(tmp_path / "apart")
+    uploaded(folder, at)
+    (tmp_path / "mine.trec").write_text(qrels_lines("test", "{q} 0 {d} {rel}\n"))
+    apart = {name: at(f"apart/{name}.jsonl") for name in ("queries", "corpus")}
+    assert same(retrieved(tmp_path, str(tmp_path / "mine.trec"), **apart), retrieved(tmp_path, str(folder)))
+
+
+def test_what_a_bucket_lacks_is_said_with_an_address_that_works(tmp_path: Path, at: Callable[[str], str]) -> None:
+    folder = beir(tmp_path / "lacking")
+    (folder / "corpus.jsonl").unlink()
+    (folder / "qrels" / "test.tsv").rename(folder / "qrels" / "train.tsv")
+    uploaded(folder, at)
+    with pytest.raises(DataError) as refused:
+        retrieved(tmp_path, at("lacking"))
+    assert f"name one: {at('lacking:dev')}" in str(refused.value)
+    with pytest.raises(DataError, match=r"there is no corpus\.jsonl") as refused:
+        retrieved(tmp_path, at("lacking:dev"))
+    assert f"corpus = '{at('lacking/corpus.jsonl')}'" in str(refused.value)
+    with pytest.raises(DataError, match=r"has no corpus\.jsonl, \.parquet or \.tsv beside it"):
+        retrieved(tmp_path, at("lacking/qrels/dev.tsv"))
 
 
 def test_a_split_is_named_after_a_colon_and_a_folder_by_its_name_under_the_root(

@@ -23,7 +23,7 @@ from jobs.data.faults import DataError, brief, counted, listed
 from jobs.data.formats import SUFFIXES
 from jobs.data.formats.lines import opened
 from jobs.data.resolve import File, connected
-from jobs.data.sentences.retrieval.files import Files, files_of, located
+from jobs.data.sentences.retrieval.files import Files, files_of, located, parts_of
 from jobs.data.sentences.texts import as_text
 from jobs.data.sources import Names, Rows, exactly, read
 
@@ -162,7 +162,7 @@ def _chosen(
 
 def _texts(source: str, wanted: tuple[str, ...] | None, choose: Callable[..., tuple[str, ...]]) -> Rows:
     """Read ids and texts: of a table, or of a TSV without a header."""
-    if wanted is None and source.lower().removesuffix(".gz").endswith(".tsv"):
+    if wanted is None and _plain_name(source).endswith(".tsv"):
         first = next(_cells(file := located(source), _tabs_or_blanks), (0, []))[1]
         if len(first) == 2 and not {*QUERY_IDS, *DOCUMENT_IDS} & {*first}:
             return _headless(source, file, ("_id", "text"))
@@ -171,7 +171,7 @@ def _texts(source: str, wanted: tuple[str, ...] | None, choose: Callable[..., tu
 
 def _qrels(source: str, wanted: tuple[str, ...] | None) -> Rows:
     """Read judgements: of a table, or of lines without a header."""
-    plain = source.lower().removesuffix(".gz")
+    plain = _plain_name(source)
     is_table = plain.endswith(SUFFIXES) and not plain.endswith((".tsv", ".txt"))
     if is_table or wanted is not None:
         return read(source, _qrels_columns, wanted)
@@ -183,6 +183,11 @@ def _qrels(source: str, wanted: tuple[str, ...] | None) -> Rows:
     raise DataError(
         "is no file of qrels; each of its lines is `query 0 document relevance`, as trec_eval reads them", file=source
     )
+
+
+def _plain_name(source: str) -> str:
+    """Return what a source's name ends in: in lower case, without a query and what packs it."""
+    return parts_of(source)[0].lower().removesuffix(".gz")
 
 
 def _cells(file: File, split: Callable[[str], list[str]]) -> Iterator[tuple[int, list[str]]]:
