@@ -25,6 +25,14 @@ def random_projection(training: Tensor, seed: int, *, k: int) -> nn.Linear:
     return affine(weight, torch.zeros(width, dtype=torch.float64))
 
 
+def columns_for(rows: int, *, eps: float) -> int:
+    """Compute how many columns keep all distances between so many rows within a factor of 1 +- eps, more likely than
+    not: 24 ln(rows) / eps^2, as kexue 8679 proves. Raises ValueError for eps that is no part of 1, and for one row."""
+    if rows < 2 or not 0 < eps < 1:
+        raise ValueError(f"rows = {rows}, eps = {eps}: give two rows or more and eps between 0 and 1, such as 0.5")
+    return math.ceil(24 * math.log(rows) / eps**2)
+
+
 def normal_numbers(seed: int, rows: int, columns: int) -> Tensor:
     """Draw float64 [rows, columns] of the standard normal distribution, each number a function of the seed and its
     place: of two uniform ones, as Box and Muller 1958 (doi:10.1214/aoms/1177706645)."""

@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
+from pydantic import JsonValue
 
+from jobs.config import canonical
 from jobs.core.plain import visible
 from orchestrator.report.formatting import enumerated
-from orchestrator.report.naming import shortened, word
+from orchestrator.report.naming import level_text, shortened, word
 from orchestrator.report.render.figure import (
+    COLOURS,
     GUTTER,
     INK,
     LEFT,
@@ -64,6 +68,10 @@ class Levels:
     """Labels of the arms of places that are."""
     left_out: int = 0
     """Places that are not drawn."""
+    others: Sequence[str] = ()
+    """What the keys are called that places differ in."""
+    beside: Sequence[ArmSummary] = ()
+    """Arms without a level, of a sweep that names its arms: each is a line across, to compare with."""
 
 
 def found(looks: Looks) -> Levels | None:
@@ -72,6 +80,8 @@ def found(looks: Looks) -> Levels | None:
     answer = looks.answer
     if not isinstance(answer, Summary) or all(c.result.same_objective for c in answer.comparisons):
         return None
+    if answer.which is None and not looks.names.are_levels:
+        return _of_named(answer)
     of_place = _asked(answer) if answer.which is not None else _ordered(looks)
     drawn = [own for own in of_place if sum(arm.mean is not None for _, arm in own) > 1]
     if not drawn:
@@ -85,7 +95,55 @@ def found(looks: Looks) -> Levels | None:
         frozenset(label for stratum in judged for label in stratum.best),
         frozenset(label for stratum in judged for label in stratum.arms),
         len(of_place) - len(drawn[:MOST_PANELS]),
+        looks.names.others,
     )
+
+
+def _of_named(answer: Summary) -> Levels | None:
+    """Return named arms by the number that most of them set, such as how many columns are kept: a place for each value
+    of what else they set, of enough levels to make a line. None where there is no such number."""
+    numbers = dict.fromkeys(key for arm in answer.arms for key, value in arm.settings.items() if _is_level(value))
+    found: dict[str, list[list[tuple[float, ArmSummary]]]] = {}
+    for key in numbers:
+        strata: dict[str, list[tuple[float, ArmSummary]]] = {}
+        for arm in answer.arms:
+            if _is_level(level := arm.settings.get(key)) and arm.mean is not None:
+                strata.setdefault(canonical(_without(arm, key)), []).append((float(str(level)), arm))
+        found[key] = [sorted(own, key=lambda pair: pair[0]) for own in strata.values() if len(own) >= FEWEST_LEVELS]
+    factor = max(found, key=lambda key: sum(map(len, found[key])), default=None)
+    if factor is None or not 0 < len(found[factor]) <= TOGETHER:
+        return None
+    places = found[factor]
+    beside = [arm for arm in answer.arms if factor not in arm.settings and arm.mean is not None]
+    others = dict.fromkeys(key for own in places for key in _without(own[0][1], factor))
+    return Levels(
+        factor,
+        places,
+        _titles(places, factor),
+        frozenset(),
+        frozenset(),
+        others=[word(key) for key in others],
+        beside=beside[:TOGETHER] if len(beside) + len(places) <= TOGETHER else (),
+    )
+
+
+def _titles(places: Sequence[Sequence[tuple[float, ArmSummary]]], factor: str) -> list[str]:
+    """Name places of named arms by the words that the labels of each begin with; where that tells none from another, by
+    what else their arms set."""
+    shared = [commonprefix([arm.label for _, arm in own]) for own in places]  # noqa: RUF071 - labels are no paths
+    begun = [start.rpartition(" ")[0].rstrip(" ,:=-(") for start in shared]
+    if all(begun) and len({*begun}) == len(begun):
+        return begun
+    return [", ".join(map(level_text, _without(own[0][1], factor).values())) for own in places]
+
+
+def _without(arm: ArmSummary, key: str) -> dict[str, JsonValue]:
+    """Return what an arm sets beside one key."""
+    return {name: value for name, value in arm.settings.items() if name != key}
+
+
+def _is_level(value: JsonValue) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _asked(answer: Summary) -> list[list[tuple[float, ArmSummary]]]:
@@ -106,7 +164,7 @@ def _ordered(looks: Looks) -> list[list[tuple[float, ArmSummary]]]:
     if not looks.names.are_levels:
         return []
     levels = {arm.label: arm.settings[looks.names.key] for arm in looks.answer.arms}
-    if not all(isinstance(level, int | float) and not isinstance(level, bool) for level in levels.values()):
+    if not all(map(_is_level, levels.values())):
         return []
     if len({float(str(level)) for level in levels.values()}) < FEWEST_LEVELS:
         return []
@@ -125,8 +183,10 @@ def caption_of_levels(looks: Looks) -> str | None:
         if any(arm.label not in drawn.judged for arm in arms):
             caption += " Small: where that is not judged."
     if drawn.titles:
-        others = " and ".join(looks.names.others) or "place"
+        others = " and ".join(drawn.others) or "place"
         caption = f"A {'panel' if len(drawn.places) > TOGETHER else 'line'} for each {others}. {caption}"
+    if drawn.beside:
+        caption += f" Across: {enumerated([looks.names.arm[arm.label] for arm in drawn.beside])}."
     if drawn.left_out:
         caption += f" Of {counted(drawn.left_out, 'more place')} the table has the numbers."
     if not any(arm.diverged for arm in arms):
@@ -150,10 +210,16 @@ def draw_levels(looks: Looks) -> Figure:
     if is_log:
         axes.set_xscale("log")
     ends = []
-    for own, title, dash in zip(drawn.places, drawn.titles or [""], DASHES, strict=False):
-        end = _line(axes, own, drawn, looks, dash)
+    is_named = isinstance(looks.answer, Summary) and looks.answer.which is None and not looks.names.are_levels
+    for number, (own, title, dash) in enumerate(zip(drawn.places, drawn.titles or [""], DASHES, strict=False)):
+        colour = COLOURS[number] if is_named else None
+        end = _line(axes, own, drawn, looks, dash, line_colour=colour)
         if end is not None:
-            ends.append((*end, title, MUTED))
+            ends.append((*end, title, colour or MUTED))
+    for arm in drawn.beside:
+        assert arm.mean is not None
+        axes.axhline(arm.mean, color=INK, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
+        ends.append((levels[-1], arm.mean, looks.names.arm[arm.label], INK))
     dress(axes, heading=looks.answer.metric, xlabel=visible(word(drawn.factor)))
     _crosses(axes, [level for own in drawn.places for level, arm in own if arm.diverged])
     _ticks(axes, levels, WIDTH - LEFT - GUTTER)
@@ -211,20 +277,27 @@ def _line(
     drawn: Levels,
     looks: Looks,
     dash: Any,
+    *,
+    line_colour: str | None = None,
 ) -> tuple[float, float] | None:
-    """Draw the line of one place, and return its end; None with nothing to draw."""
+    """Draw the line of one place, and return its end; None with nothing to draw. line_colour: of all that is drawn of
+    it; None: of each arm its own."""
     known = [(level, arm, arm.mean) for level, arm in own if arm.mean is not None]
     if not known:
         return None
     x, y = [level for level, _, _ in known], [mean for _, _, mean in known]
-    axes.plot(x, y, color=MUTED, linewidth=1.2, linestyle=dash, zorder=2)
+    axes.plot(x, y, color=line_colour or MUTED, linewidth=1.2, linestyle=dash, zorder=2)
     banded = [(level, arm.ci95) for level, arm, _ in known if arm.ci95 is not None]
     if len(banded) > 1:
         low, high = ([ends[side] for _, ends in banded] for side in (0, 1))
-        axes.fill_between([level for level, _ in banded], low, high, color=MUTED, alpha=0.14, linewidth=0)
+        axes.fill_between(
+            [level for level, _ in banded], low, high, color=line_colour or MUTED, alpha=0.14, linewidth=0
+        )
     for level, arm, mean in known:
         # Of so many that nothing says whose a colour is, the place on the axis says all.
         colour, marker = looks.of[arm.label] if looks.how in ("together", "crossed") else (INK, "o")
+        if line_colour is not None:
+            colour, marker = line_colour, "o"
         face = colour if arm.label in drawn.best else PAPER
         size = 4.0 if drawn.judged and arm.label not in drawn.judged else 6.5
         axes.plot([level], [mean], marker, color=colour, markerfacecolor=face, markersize=size, zorder=3)

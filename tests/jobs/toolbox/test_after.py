@@ -29,6 +29,7 @@ from jobs.data import tokenizer_for
 from jobs.data.tasks import task_of
 from jobs.export import Exported, export
 from jobs.export.embed import load
+from jobs.metrics.after.random_projection import columns_for
 from jobs.metrics.after.whitening import whitening
 from jobs.metrics.evaluate import evaluate
 from jobs.metrics.judged import map_of
@@ -446,3 +447,15 @@ def test_a_plan_asks_for_what_is_judged_without_options_too(section: dict[str, A
     ]
     assert bool(said) == bool(words)
     assert words in " ".join(expected for _, _, expected in said)
+
+
+@pytest.mark.parametrize(("rows", "eps", "columns"), [(3000, 0.5, 769), (2, 0.9, 21), (10**6, 0.1, 33158)])
+def test_how_many_columns_keep_distances_is_the_bound_of_the_article(rows: int, eps: float, columns: int) -> None:
+    """24 ln(N) / eps^2, computed by hand."""
+    assert columns_for(rows, eps=eps) == columns
+
+
+@pytest.mark.parametrize(("rows", "eps"), [(1, 0.5), (10, 0.0), (10, 1.0)])
+def test_no_columns_are_enough_for_what_is_no_share(rows: int, eps: float) -> None:
+    with pytest.raises(ValueError, match="give two rows or more and eps between 0 and 1"):
+        columns_for(rows, eps=eps)

@@ -78,6 +78,60 @@ def test_the_metric_is_drawn_against_ordered_levels_a_line_a_place_and_what_may_
     assert str(caption_of_levels(looks)).endswith(" seeds diverged there, at batch 64."), "whose the cross is"
 
 
+def named(*arms: tuple[str, str, float | None]) -> str:
+    """Tables of arms: label, loss, temperature."""
+    tables = []
+    for label, loss, temperature in arms:
+        known = "" if temperature is None else f'"loss.temperature" = {temperature}\n'
+        tables.append(f'[[arm]]\nlabel = "{label}"\n"loss.name" = "{loss}"\n{known}')
+    return "\n".join(tables)
+
+
+GRID = [
+    (f"{word}, {t}", loss, t) for word, loss in (("plain", "infonce"), ("flat", "flatnce")) for t in (0.02, 0.2, 0.5)
+]
+
+
+def test_named_arms_that_set_one_number_are_lines_against_it_and_one_that_does_not_goes_across(begin: Begin) -> None:
+    """Mutant checks: a line through arms that differ in more; no line across; a legend by what is set, where the labels
+    have words for it."""
+    run = begin(named(("as it is", "dcl", None), *GRID), seeds=3)
+    for k, arm in enumerate(run.plan.arms):
+        for trial in run.confirm(arm.label):
+            run.done(trial, 0.5 + k / 10 + trial.seed / 100)
+    looks = looks_of(report.summarize(run.ledger))
+    (axes,) = draw_levels(looks).axes
+    means = [arm.mean or 0.0 for arm in looks.answer.arms]
+    lines = [points(line) for line in axes.lines if line.get_marker() == "None"]
+    at = (0.02, 0.2, 0.5)
+    drawn = [line for line in lines if len(line) == 3]
+    for line, expected in zip(drawn, (means[1:4], means[4:]), strict=True):
+        assert [x for x, _ in line] == [*at]
+        assert [y for _, y in line] == pytest.approx(expected)
+    assert [y for line in lines if len(line) == 2 for _, y in line] == [means[0]] * 2
+    assert [text.get_text() for text in axes.texts] == ["knn_accuracy", "plain", "flat", "as it is"]
+    caption = str(caption_of_levels(looks))
+    assert caption.startswith("A line for each loss. Mean over the confirm seeds")
+    assert caption.endswith("Across: as it is.")
+
+
+@pytest.mark.parametrize(
+    "arms",
+    [
+        [("one", "infonce", 0.02), ("two", "infonce", 0.2), ("three", "flatnce", 0.5)],
+        [("one", "infonce", None), ("two", "flatnce", None)],
+    ],
+)
+def test_named_arms_without_a_number_that_makes_a_line_have_no_such_figure(
+    begin: Begin, arms: list[tuple[str, str, float | None]]
+) -> None:
+    run = begin(named(*arms), seeds=3)
+    for arm in run.plan.arms:
+        for trial in run.confirm(arm.label):
+            run.done(trial, 0.5 + trial.seed / 100)
+    assert caption_of_levels(looks_of(report.summarize(run.ledger))) is None
+
+
 @pytest.mark.parametrize("way", ["lost", "few", "diverged"])
 def test_levels_are_drawn_by_their_means_where_the_best_is_not_judged(begin: Begin, way: str) -> None:
     """Seen: no figure after one lost seed. Mutant check: drawn where the question is answered alone."""
