@@ -122,10 +122,15 @@ def _what_is_there_stays() -> None:
 
 @pytest.fixture(scope="session")
 def forkserver() -> ForkServerContext:
-    """A process that has imported torch once: a rank forked from it starts in milliseconds."""
+    """A process that has imported once what ranks and modules of tests import: a rank forked from it starts in
+    milliseconds. What is missing here each of them imports anew, as it looks for its function in a test's module."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["torch", "torch.distributed", "jobs.losses", "jobs.models", "jobs.metrics.evaluate"]
+        [
+            *("torch.distributed", "jobs.losses", "jobs.models", "jobs.metrics.evaluate", "jobs.train", "jobs.export"),
+            *("transformers.modeling_utils", "scipy.stats", "sklearn.neighbors", "pyarrow.parquet"),
+            *("pytest", "hypothesis"),
+        ]
     )
     return context
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
 import itertools
 import pickle
 import time
@@ -61,10 +62,12 @@ def rank_main(rank: int, world: int, store: str, job: bytes, sender: Connection,
     import torch
     import torch.distributed as dist
 
+    gc.freeze()  # what it was forked with: each training collects garbage first
     torch.set_num_threads(1)
     try:
         timeout = datetime.timedelta(seconds=timeout_s)
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timeout)
+        dist.barrier()  # one that has nothing to ask the others would leave before all have met
         answer = ("result", pickle.loads(job)(rank))
     except Exception as error:  # noqa: BLE001 - whatever it is, the test must see it
         error.add_note(f"on rank {rank}:\n{traceback.format_exc()}")
