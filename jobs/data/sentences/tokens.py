@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 import numpy as np
@@ -26,6 +26,12 @@ Tokens: TypeAlias = NDArray[np.uint16 | np.uint32]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 VOCABULARY_ROWS = 100_000
 """A vocabulary is trained on at most so many rows, evenly spaced: counting words is what takes the time."""
+
+TOKENS_MB = 256
+"""What is kept of texts that judge, of each tokenizer and in each process."""
+
+_ENTRY = 300
+"""Bytes of a text that is kept, beside its characters and its tokens."""
 
 _BATCH = 1000
 _WIDTH = 64
@@ -104,6 +110,41 @@ def tokenised(tokenizer: Tokenizer, texts: Iterable[str], *, max_tokens: int, pr
     """Encode each text behind the prompt as token ids, at most `max_tokens` of them, special ones included."""
     encoded = tokenizer([prompt + text for text in texts], truncation=True, max_length=max_tokens)
     return encoded["input_ids"]
+
+
+class KnownTokens:
+    """Token ids of texts that are asked for again and again, as those of a judged set are at every evaluation: kept up
+    to a bound, beyond which a text is encoded each time. What is given is what `tokenised` gives, text by text."""
+
+    def __init__(self, tokenizer: Tokenizer, *, bound: int) -> None:
+        """bound: bytes that all of it may take, texts included."""
+        self._tokenizer, self._bound = tokenizer, bound
+        self._known: dict[tuple[int, str], dict[str, NDArray[np.int32]]] = {}
+        self.held = 0
+        """Bytes that are kept, at most."""
+
+    def __call__(self, texts: Sequence[str], *, max_tokens: int, prompt: str = "") -> list[NDArray[np.int32]]:
+        """Return the ids of each text behind the prompt, at most `max_tokens` of them, special ones included."""
+        known = self._known.setdefault((max_tokens, prompt), {})
+        missing = [*dict.fromkeys(text for text in texts if text not in known)]
+        beyond: dict[str, NDArray[np.int32]] = {}
+        for start in range(0, len(missing), _BATCH):
+            some = missing[start : start + _BATCH]
+            for text, ids in zip(
+                some, tokenised(self._tokenizer, some, max_tokens=max_tokens, prompt=prompt), strict=True
+            ):
+                size = _ENTRY + 4 * len(text) + 4 * len(ids)
+                has_room = self.held + size <= self._bound
+                self.held += size if has_room else 0
+                (known if has_room else beyond)[text] = np.array(ids, np.int32)
+        return [known[text] if text in known else beyond[text] for text in texts]
+
+
+@functools.lru_cache(maxsize=2)
+def known_tokens(tokenizer: Tokenizer) -> KnownTokens:
+    """Return what this process keeps of the texts that it has encoded by a tokenizer: whoever judges next, a further
+    setting of the same encoder in a sweep, finds it there."""
+    return KnownTokens(tokenizer, bound=TOKENS_MB * 2**20)
 
 
 def word_numbers(tokenizer: Tokenizer, texts: Iterable[str], *, max_tokens: int, prompt: str = "") -> list[list[int]]:

@@ -23,7 +23,7 @@ from jobs.data.sentences import (
 )
 from jobs.data.sentences.duplicates import repeats
 from jobs.data.sentences.pools import first_texts, pool_of
-from jobs.data.sentences.tokens import tokenised
+from jobs.data.sentences.tokens import known_tokens
 from jobs.data.sources import Rows
 from jobs.data.tasks.judging import Encode, Judge, checks, judge_of
 from jobs.models.pretrained.tokenizer import Tokenizer
@@ -140,11 +140,11 @@ class Texts:
         from torch.nn.utils.rnn import pad_sequence
 
         tokenizer, reading = self._tokenizer, self._encode.reading
-        tokens = tokenised(tokenizer, texts, max_tokens=reading.max_tokens, prompt=reading.prompt)
+        tokens = known_tokens(tokenizer)(texts, max_tokens=reading.max_tokens, prompt=reading.prompt)
         order = np.argsort([len(ids) for ids in tokens], kind="stable")
 
         def inputs(start: int, stop: int) -> Mapping[str, Tensor]:
-            chosen = [torch.tensor(tokens[row]) for row in order[start:stop]]
+            chosen = [torch.from_numpy(tokens[row].astype(np.int64)) for row in order[start:stop]]
             return {
                 "input_ids": pad_sequence(chosen, batch_first=True, padding_value=tokenizer.pad_token_id),
                 "attention_mask": pad_sequence([torch.ones_like(ids) for ids in chosen], batch_first=True),
