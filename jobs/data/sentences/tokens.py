@@ -117,7 +117,7 @@ class KnownTokens:
     to a bound, beyond which a text is encoded each time. What is given is what `tokenised` gives, text by text."""
 
     def __init__(self, tokenizer: Tokenizer, *, bound: int) -> None:
-        """bound: bytes that all of it may take, texts included."""
+        """Keep nothing yet. bound: bytes that all of it may take, texts included."""
         self._tokenizer, self._bound = tokenizer, bound
         self._known: dict[tuple[int, str], dict[str, NDArray[np.int32]]] = {}
         self.held = 0
