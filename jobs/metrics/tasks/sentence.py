@@ -22,7 +22,7 @@ from jobs.data.sentences import (
     tokenizer_for,
 )
 from jobs.data.sentences.duplicates import repeats
-from jobs.data.sentences.pools import first_texts, pool_of
+from jobs.data.sentences.pools import corpus_of, first_texts, pool_of
 from jobs.data.sentences.tokens import known_tokens
 from jobs.data.sources import Rows
 from jobs.data.tasks.judging import Encode, Judge, checks, judge_of
@@ -94,8 +94,14 @@ class SentenceTask:
             yield from repeats(job, train)
 
     def _lacking(self, train: Rows) -> Iterator[str]:
-        """Warn of rows that have fewer hard negatives than are drawn."""
-        drawn = self._job.data.hard_negatives
+        """Warn of rows that have fewer hard negatives than are drawn. Raises DataError where none can be mined."""
+        drawn, mine = self._job.data.hard_negatives, self._job.mine
+        if mine.negatives and mine.window[0] >= (texts := len(corpus_of(train).texts) - 1):
+            raise DataError(
+                f"has {texts} texts beside a positive, and mine.window = {list(mine.window)} passes over the nearest "
+                f"{mine.window[0]}, so nothing would be mined; for example mine.window = [0, {max(texts, 1)}]",
+                file=train.source,
+            )
         if drawn:
             few = int((pool_of(train, tuple(train.table.column_names[2:])).counts() < drawn).sum())
             if few:

@@ -26,6 +26,7 @@ from jobs import data
 from jobs.artifacts import checkpoint
 from jobs.config import JobConfig, Mine
 from jobs.core.ids import ABSENT
+from jobs.data.sentences import sentence_rows
 from jobs.data.sentences.pools import corpus_of
 from jobs.data.sources import Rows
 from jobs.metrics.evaluate import Encoder, evaluation_mode
@@ -228,6 +229,15 @@ def test_only_sentences_are_mined(tmp_path: Path) -> None:
         ValueError, match=r"mine.negatives = 2 finds in training; mine them once, by python -m jobs.mine"
     ):
         job(tmp_path, loss={"name": "gist", "guide": "somewhere"})
+
+
+def test_a_window_beyond_all_texts_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    """A whole sweep would be trained without what it asks about, and only the log would say so."""
+    texts = len(corpus_of(sentence_rows(job(tmp_path))).texts)
+    said = rf"has {texts - 1} texts beside a positive, and mine.window = \[{texts - 1}, 99\] passes over"
+    with pytest.raises(data.DataError, match=said):
+        data.check(job(tmp_path, mine={"negatives": 2, "window": [texts - 1, 99]}))
+    data.check(job(tmp_path, mine={"negatives": 2, "window": [texts - 2, 99]}))
 
 
 # Once before: python -m jobs.mine
