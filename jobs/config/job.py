@@ -325,8 +325,9 @@ class JobConfig(Section):
 
     @property
     def negatives_per_anchor(self) -> int:
-        """In-batch negatives of one anchor; hard negatives of the data come on top. 0 of a loop of the user's own."""
-        if self.is_function:
+        """In-batch negatives of one anchor; hard negatives of the data come on top. 0 of a loop of the user's own, and
+        where nothing is trained."""
+        if self.is_function or not self.trains:
             return 0
         return (self.negatives_group - 1) * (2 if self.loss.same_side else 1)
 

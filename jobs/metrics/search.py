@@ -130,7 +130,7 @@ def _refuse(queries: Tensor, corpus: Tensor, k: int) -> None:
 def _scale(rows: Tensor) -> float:
     """Return the power of two by which all rows are divided, so that none is longer than 1.25: then no product reaches
     2."""
-    longest = max((float(part.double().norm(dim=1).max()) for part in rows.split(TILE)), default=1.0)
+    longest = max((float(part.double().norm(dim=1).max()) for part in rows.split(TILE) if len(part)), default=1.0)
     return 2.0 ** math.frexp(longest / 1.25)[1] if longest else 1.0
 
 

@@ -104,6 +104,14 @@ def test_rows_of_any_length_are_ranked_by_their_products() -> None:
     torch.testing.assert_close(scores, exact.topk(9).values, rtol=1e-6, atol=0)
 
 
+def test_of_nothing_nothing_is_found() -> None:
+    """No query, and no corpus: as shapes say."""
+    queries, corpus = many(torch.float32)
+    for asked, known, shape in ((queries, corpus[:0], (len(queries), 0)), (queries[:0], corpus, (0, 3))):
+        scores, rows = top_k(asked, known, 3)
+        assert (tuple(scores.shape), tuple(rows.shape)) == (shape, shape)
+
+
 def test_what_cannot_be_searched_is_refused() -> None:
     queries, corpus = many(torch.float32)
     with pytest.raises(ValueError, match=r"queries have 48 columns, the corpus 3; both are embedded by one encoder"):

@@ -168,6 +168,7 @@ def test_negatives_per_anchor_count_the_pool_and_both_sides() -> None:
     assert job(batch={"size": 64}).negatives_per_anchor == 63
     assert job(batch={"size": 64, "pool": 16}).negatives_per_anchor == 15
     assert job(batch={"size": 64}, loss={"same_side": True}).negatives_per_anchor == 126
+    assert job(batch={"size": 64}, budget={"samples": 0}).negatives_per_anchor == 0
 
 
 @pytest.mark.parametrize(
