@@ -101,6 +101,15 @@ def _momentum(name: str, module: nn.Module | None) -> float:
     return momentum
 
 
+def check_scores(loss: Loss, scores: Tensor) -> None:
+    """Look at the scores of all rows, [n], that the loss will meet, by its own `check_scores` if it has one. Raises
+    ValueError for what would end a training, or teach it nothing."""
+    component = components.load("loss", loss.name)
+    own = getattr(component, "check_scores", None)
+    if own is not None:
+        own(scores, **components.options("loss", component, loss.options))
+
+
 def as_row_loss(component: object, options: Mapping[str, object]) -> RowLoss | None:
     """Convert what a name loads to a loss of anchors; None where it is a function of the whole batch."""
     if isinstance(component, SoftmaxLoss):

@@ -135,8 +135,9 @@ def examine(
 def _looked_at(job: Mapping[str, Any]) -> str:
     """Return the parts of a job that decide what a look at it says, as JSON."""
     sections = {key: job[key] for key in ("task", "data", "batch", "evaluate", "model")}
-    own = {"mask_duplicates": job["loss"]["mask_duplicates"], "guide": job["loss"]["guide"], "augment": job["augment"]}
-    return canonical(sections | own)
+    own = {key: job["loss"][key] for key in ("name", "mask_duplicates", "guide")} | {"augment": job["augment"]}
+    labelled = {"labels": job["loss"]["options"]} if job["data"]["scores"] is not None else {}
+    return canonical(sections | own | labelled)
 
 
 def _refuse_arms_alike(plan: Plan, readings: Mapping[str, JsonObject]) -> None:

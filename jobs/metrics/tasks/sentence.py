@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jobs.config import JobConfig, components
+from jobs.config.components import is_import_path
 from jobs.core.outcomes import Outcomes, RowIds
 from jobs.data.batches import Inputs
 from jobs.data.faults import DataError, counted
@@ -23,6 +24,7 @@ from jobs.data.sentences import (
 )
 from jobs.data.sentences.duplicates import repeats
 from jobs.data.sentences.pools import corpus_of, first_texts, pool_of
+from jobs.data.sentences.scored import train_scores
 from jobs.data.sentences.tokens import known_tokens
 from jobs.data.sources import Rows
 from jobs.data.tasks.judging import Encode, Judge, checks, judge_of
@@ -91,7 +93,22 @@ class SentenceTask:
             self._try_views()
         yield from checks(job)
         if job.trains:
+            self._look_at_scores()
             yield from repeats(job, train)
+
+    def _look_at_scores(self) -> None:
+        """Raise DataError for scores that the loss cannot learn from."""
+        data, loss = self._job.data, self._job.loss
+        if data.scores is None or is_import_path(loss.name):
+            return
+        import torch
+
+        from jobs.losses.named import check_scores
+
+        try:
+            check_scores(loss, torch.from_numpy(np.unique(train_scores(data.train, data.scores))))
+        except ValueError as error:
+            raise DataError(str(error), file=data.train, column=data.scores) from error
 
     def _lacking(self, train: Rows) -> Iterator[str]:
         """Warn of rows that have fewer hard negatives than are drawn. Raises DataError where none can be mined."""

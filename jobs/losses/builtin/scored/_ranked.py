@@ -11,3 +11,12 @@ def ranking(similarity: Tensor, scores: Tensor, temperature: float | Tensor) -> 
     differences = (similarity - similarity[:, None]) / temperature
     terms = differences[scores[:, None] > scores]
     return torch.cat([terms.new_zeros(1), terms]).logsumexp(0)
+
+
+def check_scores(scores: Tensor, **_: object) -> None:
+    """Raise ValueError for scores [n] of which no two differ."""
+    if len(scores) and bool((scores == scores[0]).all()):
+        raise ValueError(
+            f"all scores are {float(scores[0]):g}, so that no pair ranks above another and nothing would be learned; "
+            "give rows with several scores, or another loss.name"
+        )

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from jobs.losses.builtin.scored._ranked import ranking
+from jobs.losses.builtin.scored._ranked import check_scores, ranking
 
 
 def angle(
@@ -30,3 +30,6 @@ def angle(
     turned = (imaginary * key_real - real * key_imaginary).sum(1)
     total = angles * ranking((similar + turned).abs(), scores, temperature)
     return total + cosines * ranking(similar, scores, temperature) if cosines else total
+
+
+angle.check_scores = check_scores  # type: ignore[attr-defined]

@@ -20,15 +20,19 @@ class pair_classifier(nn.Module):  # noqa: N801 - a built-in has its module's na
         super().__init__()
         self.linear = nn.Linear(3 * embedding_width, classes, bias=False)
 
-    def forward(self, queries: Tensor, keys: Tensor, scores: Tensor) -> Tensor:
-        """Compute the mean over pairs. queries, keys [B, D], scores [B]. Raises ValueError for a score that is no
-        class."""
-        classes = self.linear.out_features
-        labels = scores.long()
-        if bool(((labels != scores) | (labels < 0) | (labels >= classes)).any()):
+    @staticmethod
+    def check_scores(scores: Tensor, *, classes: int = 2) -> None:
+        """Raise ValueError for scores [n] of which one is no class."""
+        if bool(((scores != scores.round()) | (scores < 0) | (scores >= classes)).any()):
             raise ValueError(
                 f"pair_classifier has {classes} classes, numbered from 0, and there are scores from "
                 f"{float(scores.min()):g} to {float(scores.max()):g}; number the labels so, or set loss.options.classes"
             )
+
+    def forward(self, queries: Tensor, keys: Tensor, scores: Tensor) -> Tensor:
+        """Compute the mean over pairs. queries, keys [B, D], scores [B]. Raises ValueError for a score that is no
+        class."""
+        self.check_scores(scores, classes=self.linear.out_features)
+        labels = scores.long()
         pairs = torch.cat([queries, keys, (queries - keys).abs()], dim=1)
         return F.cross_entropy(self.linear(pairs), labels)
