@@ -215,8 +215,9 @@ def test_muon_is_torchs_but_for_the_rounding_of_bfloat16() -> None:
 
 def test_an_accumulation_is_no_fault_when_a_plan_tries_it() -> None:
     """Mutant check: trying two steps alone finds that no weight has moved."""
-    sections = {"name": "tiger", "options": {"accumulate": 16}}
-    assert examined("optimizer", "tiger", {"accumulate": 16}, job(sections).model_dump(mode="json"))["faults"] == []
+    sections = job({"name": "tiger", "options": {"accumulate": 16}}).model_dump(mode="json")
+    longer = sections | {"budget": {"steps": 16}}
+    assert examined("optimizer", "tiger", {"accumulate": 16}, longer)["faults"] == []
 
 
 # In trainings
