@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from orchestrator import sweep as sweeps
 from orchestrator.cli import main, printing
 from orchestrator.ledger import WAITS, Ledger, RunState, Trial, sqlite_url, this_process
 
@@ -49,12 +50,24 @@ def test_plan_prints_the_pinned_json() -> None:
     assert found["warnings"] == []
 
 
-@pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.toml")), ids=lambda path: path.stem)
-def test_plan_says_what_differs_and_what_it_can_show(path: Path) -> None:
+SHIPPED = sorted(SWEEPS.glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_sweep_opens_with_its_question_and_plan_says_what_differs_and_what_it_can_show(
+    path: Path,
+) -> None:
+    """Both at once, as the components of a sweep are tried once in a process, which takes seconds."""
+    assert path.read_text().startswith("# "), f"{path.name} must open with the question it answers"
     done = run("plan", str(path))
     assert done.exit_code == 0, done.output
     for words in ("equal in every arm", "smallest p reachable", "contrasts:", "trials:"):
         assert words in done.output
+    assert sweeps.load(path).question.endswith("?")
+
+
+def test_there_are_sweeps_to_check() -> None:
+    assert SHIPPED
 
 
 def test_plan_of_hundreds_of_arms_is_no_wall_and_takes_no_time(tmp_path: Path) -> None:
