@@ -30,6 +30,14 @@ Judged: TypeAlias = Annotated[
 ]
 """A source of rows that are judged, or several, by the names of the sets."""
 
+Columns: TypeAlias = Annotated[tuple[str, ...], Field(min_length=2, max_length=3, strict=False)]
+
+JudgedColumns: TypeAlias = Annotated[
+    Annotated[Columns, Tag("str")] | Annotated[dict[str, Columns], Field(min_length=1), Tag(SETS)],
+    Discriminator(branch),
+]
+"""Columns of rows that are judged: of all sets, or by their names."""
+
 
 class Data(Section):
     """Where the rows come from. A source is `digits`; a path, glob or URI; a name under $ORCHESTRATOR_DATA; or a Hub
@@ -50,10 +58,10 @@ class Data(Section):
     encoded files, raw pixels, or paths of files. None: by the names usual in the field. Of a file that has other
     columns too, only these are read."""
 
-    judged_columns: Annotated[tuple[str, ...], Field(min_length=2, max_length=3, strict=False)] | None = None
+    judged_columns: JudgedColumns | None = None
     """Columns of `tune` and `confirm` in a sentence job: the two sentences of a pair, and its score; or what another
-    judge reads, such as a text and its label. None: by the names usual in the field, such as sentence1, sentence2 and
-    score or label."""
+    judge reads, such as a text and its label. Of several sets, a table may name those of some of them. None: by the
+    names usual in the field, such as sentence1, sentence2 and score or label."""
 
     hard_negatives: int | None = Field(None, ge=0)
     """Hard negatives of each pair of sentences, drawn in each step out of all that its row has in the third and further
@@ -106,6 +114,11 @@ class Data(Section):
         given: Judged | None = self.tune if stage == "tune" else self.confirm
         return dict(given) if isinstance(given, dict) else {} if given is None else {"": given}
 
+    def columns_of(self, name: str) -> Columns | None:
+        """Return the columns of a set, if they are named; of a single source, which has no name, those that are."""
+        given = self.judged_columns
+        return given.get(name) if isinstance(given, dict) else given
+
     @property
     def every_source(self) -> list[str]:
         """List the sources of all rows."""
@@ -113,11 +126,17 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _different_columns(self) -> Data:
-        if self.judged_columns is not None and len(set(self.judged_columns)) < len(self.judged_columns):
-            raise ValueError(
-                f"judged_columns = {list(self.judged_columns)} names a column twice; give [LEFT, RIGHT, SCORE], for "
-                "example ['sentence1', 'sentence2', 'score']"
-            )
+        judged = self.judged_columns
+        sets = [name for stage in ("tune", "confirm") for name in self.sets(stage)]
+        if isinstance(judged, dict) and (unknown := [name for name in judged if name not in sets]):
+            wanted = f"name those of {', '.join(dict.fromkeys(sets))}" if any(sets) else "give [LEFT, RIGHT, SCORE]"
+            raise ValueError(f"judged_columns.{unknown[0]} is of no set of data.tune or data.confirm; {wanted}")
+        for columns in judged.values() if isinstance(judged, dict) else [judged] if judged else []:
+            if len(set(columns)) < len(columns):
+                raise ValueError(
+                    f"judged_columns = {list(columns)} names a column twice; give [LEFT, RIGHT, SCORE], for example "
+                    "['sentence1', 'sentence2', 'score']"
+                )
         if self.scores is not None and self.scores in (self.columns or ()):
             raise ValueError(
                 f"scores = '{self.scores}' is one of columns = {list(self.columns or ())}; leave it out of these"

@@ -16,7 +16,7 @@ from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from jobs.config import components
 from jobs.config.components import TaskName, builtin_names, is_class, is_import_path, literal_of
-from jobs.config.data_sections import Augment, Data, Mine
+from jobs.config.data_sections import Augment, Columns, Data, Mine
 from jobs.config.identity import canonical, counted_from, hashed
 from jobs.config.section import Options, Section
 from jobs.config.sections import OF_TOKENS, Batch, Budget, Evaluate, Execution, Loss, Model, Optimizer
@@ -169,7 +169,7 @@ class JobConfig(Section):
         """Raise ValueError for columns that only sentences have."""
         if self.data.judged_columns is not None:
             raise ValueError(
-                f"data.judged_columns = {list(self.data.judged_columns)} names sentences and their score, which "
+                f"data.judged_columns = {canonical(self.data.judged_columns)} names sentences and their score, which "
                 f"task = '{self.task}' has none of; remove it"
                 + (", and name the image and the label in data.columns" if self.task == "image" else "")
             )
@@ -223,10 +223,10 @@ class JobConfig(Section):
     def _refuse_what_judges_lack(self) -> None:
         """Raise ValueError for a judge of other rows than the task's, and for what one of the user's own would not
         heed."""
-        for judge in {alone.judge: None for alone in self.judged_alone().values()}:
-            self._refuse_what_a_judge_lacks(judge)
+        for alone in self.judged_alone().values():
+            self._refuse_what_a_judge_lacks(alone.judge, alone.data.columns_of(""))
 
-    def _refuse_what_a_judge_lacks(self, judge: str) -> None:
+    def _refuse_what_a_judge_lacks(self, judge: str, given: Columns | None) -> None:
         if is_import_path(judge):
             if self.evaluate.metrics:
                 raise ValueError(
@@ -240,7 +240,7 @@ class JobConfig(Section):
                 f"evaluate.judge = '{judge}' is for task = '{tasks[0]}'; with task = '{self.task}' use "
                 f"'{USUAL_JUDGES[self.task]}', or leave it out"
             )
-        columns, given = literal_of("judge", judge, "COLUMNS"), self.data.judged_columns
+        columns = literal_of("judge", judge, "COLUMNS")
         if self.task == "sentence" and given is not None and len(given) != len(columns):
             wanted = f"give [{', '.join(columns)}]" if columns else "remove it: the judge's options name its columns"
             raise ValueError(
@@ -399,7 +399,7 @@ def _judged_alone(job: JobConfig, stage: str) -> dict[str, JobConfig]:
             changed = {"judge": evaluate.judge[name], "judge_options": evaluate.judge_options.get(name, {})}
         parts = {
             "stage": stage,
-            "data": job.data.model_copy(update={stage: source}),
+            "data": job.data.model_copy(update={stage: source, "judged_columns": job.data.columns_of(name)}),
             "evaluate": evaluate.model_copy(update=changed),
         }
         alone[name] = job.model_copy(update=parts)

@@ -168,7 +168,7 @@ def digests(
     for use, alone, source in uses:
         # The rows that judge sentences have columns of their own.
         is_judged = use != "train" and job.task == "sentence"
-        named = job.data.judged_columns if is_judged else job.data.columns
+        named = alone.data.judged_columns if is_judged else job.data.columns
         plain = f"data.{use} = {source}"
         key, files = f"{plain} {json.dumps(named)}" if named else plain, _stamps(alone, use, source)
         if use == "train" and job.data.scores is not None:

@@ -43,11 +43,11 @@ class Bitext:
 
     def tables(self, source: str) -> Sequence[Rows]:
         """Read the translations."""
-        return (judged.bitext_rows(source, self._job.data.judged_columns),)
+        return (judged.bitext_rows(source, self._job.data.columns_of("")),)
 
     def read(self, source: str) -> BitextEvaluation:
         """Read the translations."""
-        return judged.bitext(source, self._job.data.judged_columns)
+        return judged.bitext(source, self._job.data.columns_of(""))
 
     def row_ids(self, rows: BitextEvaluation) -> RowIds:
         """Name the pairs."""

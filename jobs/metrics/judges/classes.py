@@ -63,13 +63,13 @@ class Classes:
         """Read the labelled rows."""
         if self._is_image:
             return (image_rows(self._job, source),)
-        return [labelled_rows(one, self._job.data.judged_columns) for one in self.sources(source)]
+        return [labelled_rows(one, self._job.data.columns_of("")) for one in self.sources(source)]
 
     def read(self, source: str) -> ImageEvaluation | tuple[LabelledEvaluation, LabelledEvaluation | None]:
         """Read labelled rows: those of the source, and those to learn from if they are others."""
         if self._is_image:
             return image_evaluation(self._job, source)
-        rows, *references = (labelled(one, self._job.data.judged_columns) for one in self.sources(source))
+        rows, *references = (labelled(one, self._job.data.columns_of("")) for one in self.sources(source))
         return rows, references[0] if references else None
 
     def row_ids(self, rows: ImageEvaluation | tuple[LabelledEvaluation, LabelledEvaluation | None]) -> RowIds:

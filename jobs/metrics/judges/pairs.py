@@ -41,11 +41,11 @@ class Pairs:
 
     def tables(self, source: str) -> Sequence[Rows]:
         """Read the labelled pairs."""
-        return (scored.judged_rows(source, self._job.data.judged_columns),)
+        return (scored.judged_rows(source, self._job.data.columns_of("")),)
 
     def read(self, source: str) -> SentenceEvaluation:
         """Read the labelled pairs."""
-        return labelled_pairs(source, self._job.data.judged_columns)
+        return labelled_pairs(source, self._job.data.columns_of(""))
 
     def row_ids(self, rows: SentenceEvaluation) -> RowIds:
         """Name the pairs."""
@@ -70,7 +70,7 @@ class Pairs:
 
     def check(self, source: str, stage: str) -> Iterator[str]:  # noqa: ARG002
         """Warn of texts that look odd."""
-        rows, columns = scored.judged_rows(source, self._job.data.judged_columns), self._job.data.judged_columns
+        rows, columns = scored.judged_rows(source, self._job.data.columns_of("")), self._job.data.columns_of("")
         if columns is None:
             scored.doubts(rows)
         self.read(source)

@@ -40,11 +40,11 @@ class Sts:
 
     def tables(self, source: str) -> Sequence[Rows]:
         """Read the scored pairs."""
-        return (scored.judged_rows(source, self._job.data.judged_columns),)
+        return (scored.judged_rows(source, self._job.data.columns_of("")),)
 
     def read(self, source: str) -> SentenceEvaluation:
         """Read the scored pairs."""
-        return sentence_evaluation(source, self._job.data.judged_columns)
+        return sentence_evaluation(source, self._job.data.columns_of(""))
 
     def row_ids(self, rows: SentenceEvaluation) -> RowIds:
         """Name the pairs."""
@@ -79,7 +79,7 @@ class Sts:
 
     def check(self, source: str, stage: str) -> Iterator[str]:  # noqa: ARG002
         """Warn of texts that look odd."""
-        columns = self._job.data.judged_columns
+        columns = self._job.data.columns_of("")
         rows = scored.judged_rows(source, columns)
         if columns is None:
             scored.doubts(rows)

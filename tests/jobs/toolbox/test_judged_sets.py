@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -426,3 +427,37 @@ evaluate.judge_options = {{ ndcg_at = [5] }}
 def test_a_trial_that_lacks_a_metric_says_what_it_measured() -> None:
     said = wrong_metric("c/spearman", {"a/spearman": 0.5, "train/loss": 1.0})
     assert said == "the metric 'c/spearman' was not measured; the trial measured a/spearman"
+
+
+def test_sets_have_columns_of_their_own(sources: dict[str, str], tmp_path: Path) -> None:
+    """Scores and labels of one file. Mutant check: one list of columns for all sets, which no two judges share."""
+    file = tmp_path / "both.tsv"
+    lines = Path(sources["a"]).read_text().splitlines()
+    file.write_text("\n".join([f"{lines[0]}\tlabel", *(f"{line}\t{k % 2}" for k, line in enumerate(lines[1:])), ""]))
+    one, pair = str(file), ("sentence1", "sentence2")
+    columns = {"sts": (*pair, "score"), "same": (*pair, "label")}
+    judge = {"sts": "sts", "same": "pairs"}
+    whole = job(sources, {"sts": one, "same": one}, data={"judged_columns": columns}, evaluate={"judge": judge})
+    alone = whole.judged_alone("confirm")
+    assert {name: own.data.judged_columns for name, own in alone.items()} == columns
+    scored, labelled = (judge_of(alone[name]).read(one) for name in ("sts", "same"))
+    assert {*scored.score} == {*range(6)}
+    assert {*labelled.score} == {0, 1}
+    digests = {key: entry["digest"] for key, entry in data.digests(whole).items() if "confirm" in key}
+    assert len({*digests.values()}) == 2, "which columns are judged tells the data apart"
+
+
+@pytest.mark.parametrize(
+    ("confirm", "columns", "says"),
+    [
+        ({"a": "a.tsv"}, {"b": ["x", "y", "z"]}, "judged_columns.b is of no set"),
+        ("a.tsv", {"a": ["x", "y", "z"]}, "give [LEFT, RIGHT, SCORE]"),
+        ({"a": "a.tsv"}, {"a": ["x", "x", "z"]}, "names a column twice"),
+        ({"a": "a.tsv"}, {"a": ["x", "y"]}, "are not the columns that 'sts' judges by"),
+    ],
+)
+def test_columns_of_no_set_are_refused(
+    sources: dict[str, str], confirm: object, columns: dict[str, list[str]], says: str
+) -> None:
+    with pytest.raises(ValidationError, match=re.escape(says)):
+        job(sources, confirm, data={"judged_columns": columns})
