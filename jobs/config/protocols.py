@@ -77,9 +77,9 @@ class Encoder(Protocol):
 class Pooling(Protocol):
     """A function of states, or a class of nn.Module that is built with `width` and called with the rest."""
 
-    def __call__(self, *, states: Tensor, mask: Tensor, first: Tensor, width: int) -> Tensor:
-        """Give [n, width]. states [n, L, width] of the last layer, first of the first one; mask [n, L], 1 where a state
-        counts."""
+    def __call__(self, *, states: Tensor, mask: Tensor, first: Tensor, before_last: Tensor, width: int) -> Tensor:
+        """Give [n, width]. states [n, L, width] of the last layer, first of the first one, before_last of the one
+        before the last; mask [n, L], 1 where a state counts."""
 
 
 class Augmentation(Protocol):

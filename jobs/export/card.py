@@ -9,13 +9,14 @@ from pathlib import Path
 from jobs.artifacts.trial_dir import Point
 from jobs.config import EXECUTION_METRICS, JobConfig
 from jobs.core.plain import markdown
-from jobs.export.embed import Settings
+from jobs.export.embed import OTHER_LAYER, Settings
 from jobs.models.pretrained.folder import BUILT
 
 POOLED = {
     "cls": "the first token",
     "mean": "the mean over tokens",
     "first_last": "the mean over tokens of the first and the last layer",
+    "last_two": "the mean over tokens of the last two layers",
     "map": "the mean over places",
     "max": "the largest value over tokens",
     "lasttoken": "the last token",
@@ -147,7 +148,7 @@ def _given(settings: Settings) -> str:
 
 def _sentence_code(settings: Settings) -> list[list[str]]:
     options = "".join(f", {key}={value}" for key, value in settings["load"].items())
-    states = ", output_hidden_states=True" if settings["pooling"] == "first_last" else ""
+    states = ", output_hidden_states=True" if settings["pooling"] in OTHER_LAYER else ""
     prompted = "texts" if not settings["prompt"] else f"[{settings['prompt']!r} + text for text in texts]"
     lowered = [
         "from tokenizers import normalizers",
@@ -177,8 +178,7 @@ def _pooled(settings: Settings) -> list[str]:
     how, skipped = settings["pooling"], settings["skipped"]
     if how == "cls":
         return [f"embeddings = output.last_hidden_state[:, {skipped}]"]
-    first_last = "(output.hidden_states[1] + output.last_hidden_state) / 2"
-    lines = [f"states = {first_last if how == 'first_last' else 'output.last_hidden_state'}"]
+    lines = [f"states = {_both_layers(how) if how in OTHER_LAYER else 'output.last_hidden_state'}"]
     lines.append('mask = tokens["attention_mask"][..., None]')
     if skipped:
         lines.append(f"mask[:, :{skipped}] = 0  # the prompt is not pooled")
@@ -193,6 +193,10 @@ def _pooled(settings: Settings) -> list[str]:
     return [*lines, f"embeddings = (states * mask).sum(1) / mask.sum(1){root}"]
 
 
+def _both_layers(how: str) -> str:
+    return f"(output.hidden_states[{OTHER_LAYER[how]}] + output.last_hidden_state) / 2"
+
+
 def _image_code(settings: Settings) -> list[list[str]]:
     options = "".join(f", {key}={value}" for key, value in settings["load"].items())
     scaled = "(torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5"
@@ -201,11 +205,13 @@ def _image_code(settings: Settings) -> list[list[str]]:
         "cls": ["embeddings = encoder(pixels).last_hidden_state[:, 0]"],
         "map": ["embeddings = encoder(pixels).last_hidden_state.mean((2, 3))"],
         "mean": [f"embeddings = encoder(pixels).last_hidden_state{patches}"],
-        "first_last": [
+    } | {
+        how: [
             "output = encoder(pixels, output_hidden_states=True)",
-            f"embeddings = ((output.hidden_states[1] + output.last_hidden_state) / 2){patches}",
-        ],
-    }[settings["pooling"]]
+            f"embeddings = ({_both_layers(how)}){patches}",
+        ]
+        for how in OTHER_LAYER
+    }
     return [
         [
             "from sentence_transformers import SentenceTransformer",
@@ -216,7 +222,7 @@ def _image_code(settings: Settings) -> list[list[str]]:
             "import torch, transformers",
             f'encoder = transformers.AutoModel.from_pretrained("this/folder"{options})',
             f"pixels = {f'({scaled}).double()' if settings['precision'] == 'fp64' else scaled}",
-            *pooled,
+            *pooled[settings["pooling"]],
         ],
     ]
 

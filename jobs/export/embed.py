@@ -35,6 +35,10 @@ BATCH = 256
 """Rows encoded at once."""
 
 
+OTHER_LAYER = {"first_last": 1, "last_two": -2}
+"""Which states of embeddings and layers a pooling averages with the last layer's."""
+
+
 class Settings(TypedDict):
     """What embedding.json says."""
 
@@ -132,10 +136,10 @@ class Encoder(nn.Module):
 
     def _pooled_sentence(self, inputs: Mapping[str, Tensor]) -> Tensor:
         how, skipped = self.settings["pooling"], self.settings["skipped"]
-        last, first = self._states(inputs)
+        last, other = self._states(inputs)
         if how == "cls":
             return last[:, skipped]
-        states = last if first is None else (first + last) / 2
+        states = last if other is None else (other + last) / 2
         with torch.autocast(self.device.type, enabled=False):  # a sum of many is not kept in bf16
             return self._over_tokens(states if states.dtype == torch.float64 else states.float(), inputs)
 
@@ -153,20 +157,20 @@ class Encoder(nn.Module):
         return mean
 
     def _pooled_image(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        last, first = self._states({"pixel_values": inputs["pixel_values"].to(self.model.dtype)})
+        last, other = self._states({"pixel_values": inputs["pixel_values"].to(self.model.dtype)})
         if self.settings["pooling"] == "map":
             return last.mean((2, 3))
         if self.settings["pooling"] == "cls":
             return last[:, 0]
-        states = last if first is None else (first + last) / 2
+        states = last if other is None else (other + last) / 2
         return states[:, self.settings["prefix_tokens"] :].mean(1)
 
     def _states(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Return the output of the last layer, and of the first if the pooling wants it."""
-        if self.settings["pooling"] != "first_last":
+        """Return the output of the last layer, and of another one if the pooling averages both."""
+        if self.settings["pooling"] not in OTHER_LAYER:
             return self.model(**inputs).last_hidden_state, None
         output = self.model(**inputs, output_hidden_states=True)
-        return output.last_hidden_state, output.hidden_states[1]
+        return output.last_hidden_state, output.hidden_states[OTHER_LAYER[self.settings["pooling"]]]
 
 
 def pixel_values(images: np.ndarray, image_shape: Sequence[int]) -> Tensor:

@@ -27,7 +27,7 @@ import jobs.models
 from jobs.config import JobConfig
 from jobs.config.json_values import Json
 from jobs.data.images.pixels import MEAN, STD
-from jobs.export.embed import Settings
+from jobs.export.embed import OTHER_LAYER, Settings
 from jobs.models import ContrastiveModel, ModelError, Reading
 from jobs.models.pretrained.modules import FLAGS
 from jobs.models.resnet import ResNet
@@ -156,13 +156,13 @@ def _write_sentence_modules(into: Path, model: ContrastiveModel, load: dict[str,
     """
     modules, read = [(SENTENCE_TRANSFORMERS + "Transformer", "")], model.reading
     options: dict[str, Json] = {"max_seq_length": read.max_tokens, "do_lower_case": read.lower, "model_args": load}
-    if model.pooling == "first_last":
+    if model.pooling in OTHER_LAYER:
         modules.append((SENTENCE_TRANSFORMERS + "WeightedLayerPooling", "1_WeightedLayerPooling"))
         options["config_args"] = {"output_hidden_states": True}
-        _write_first_last(into / modules[-1][1], model)
+        _write_both_layers(into / modules[-1][1], model)
     _write_json(into / "sentence_bert_config.json", options)
     modules.append((SENTENCE_TRANSFORMERS + "Pooling", f"{len(modules)}_Pooling"))
-    of = "mean" if model.pooling == "first_last" else model.pooling
+    of = "mean" if model.pooling in OTHER_LAYER else model.pooling
     modes: dict[str, Json] = {flag: mode == of for flag, mode in FLAGS.items()}
     modes |= {"word_embedding_dimension": model.width, "include_prompt": read.include_prompt}
     _write_json(into / modules[-1][1] / "config.json", modes)
@@ -173,20 +173,21 @@ def _write_sentence_modules(into: Path, model: ContrastiveModel, load: dict[str,
 
 
 @torch.no_grad()
-def _write_first_last(folder: Path, model: ContrastiveModel) -> None:
-    """Write the mean of the first and the last layer as weights of all layers."""
+def _write_both_layers(folder: Path, model: ContrastiveModel) -> None:
+    """Write the mean of the last layer and another one as weights of embeddings and layers, but for the embeddings."""
     encoder = model.encoder
     ids = torch.ones(1, 4, dtype=torch.int64, device=next(encoder.parameters()).device)
     output = encoder(input_ids=ids, attention_mask=ids, output_hidden_states=True)
     if not torch.equal(output.hidden_states[-1], output.last_hidden_state):
         raise ModelError(
-            f"model.pooling = 'first_last' of a {type(encoder).__name__} cannot be exported: it changes the last "
+            f"model.pooling = '{model.pooling}' of a {type(encoder).__name__} cannot be exported: it changes the last "
             "layer's states once more, which sentence-transformers does not; train with model.pooling = 'mean'"
         )
     layers = len(output.hidden_states) - 1
-    weights = torch.zeros(layers)
-    weights[0] += 1
+    weights = torch.zeros(layers + 1)
+    weights[OTHER_LAYER[model.pooling]] += 1
     weights[-1] += 1
+    weights = weights[1:].clone()
     config = {"word_embedding_dimension": model.width, "layer_start": 1, "num_hidden_layers": layers}
     _write_json(folder / "config.json", config)
     save_file({"layer_weights": weights}, folder / "model.safetensors")

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from jobs.config import JobConfig
+from jobs.config.components import is_import_path
 from jobs.core.paths import is_built
 from jobs.models.errors import ModelError
 from jobs.models.reading import Reading, reading
@@ -14,6 +15,7 @@ from jobs.models.reading import Reading, reading
 def check_encoder(job: JobConfig, tokenizer: Any) -> list[str]:
     """Check the pretrained encoder of `job` and return notes on it; none on an encoder that is built. tokenizer: of a
     sentence job, if it has a tokenizer. Raises ModelError for what would end its trials."""
+    check_layers(job)
     name = job.model.name
     if name is None or is_built(name):
         return []
@@ -30,6 +32,36 @@ def check_encoder(job: JobConfig, tokenizer: Any) -> list[str]:
         _check_ids(name, tokenizer, anatomy.ids)
         _check_prompt(name, tokenizer, read)
     return [*read.notes, *transformer.check_weights(name, job)]
+
+
+def check_layers(job: JobConfig) -> None:
+    """Raise ModelError where a pooling is of two layers that the encoder has not. One of the user's own is asked when
+    it is trained."""
+    how, name = job.model.pooling, job.model.name or ("bert" if job.task == "sentence" else "vit")
+    if how not in ("first_last", "last_two") or is_import_path(name):
+        return
+    if name == "resnet":
+        raise ModelError(
+            f"model.pooling = '{how}' is of tokens or patches, layer by layer, and model.name = 'resnet' gives a "
+            "feature map; use model.pooling = 'mean', or model.name = 'vit'"
+        )
+    if how == "last_two" and ((found := _layers(job)) is None or found < 2):
+        has = "does not say how many it has" if found is None else f"has {found}"
+        remedy = "model.layers = 2 or more, or " if is_built(name) else ""
+        raise ModelError(
+            f"model.pooling = 'last_two' is of two layers, and model.name = '{name}' {has}; use {remedy}"
+            "model.pooling = 'mean'"
+        )
+
+
+def _layers(job: JobConfig) -> int | None:
+    """Find the number of layers of an encoder that is no code of the user's; None where its configuration has none."""
+    name = job.model.name
+    if name is None or is_built(name):
+        return job.model.layers
+    from jobs.models import transformer
+
+    return transformer.examined(name, job)[1].layers
 
 
 def refused_guide(job: JobConfig, error: Exception) -> ModelError:

@@ -27,6 +27,7 @@ from jobs.core.paths import is_built
 from jobs.models import dropout
 from jobs.models.encoders import initialise, make_encoder
 from jobs.models.errors import ModelError
+from jobs.models.fitness import check_layers
 from jobs.models.mlm import MaskedLanguageHead
 from jobs.models.pretrained.tokenizer import prompt_tokens
 from jobs.models.reading import Reading, reading
@@ -34,6 +35,12 @@ from jobs.models.reading import Reading, reading
 Inputs = Mapping[str, Tensor]
 """What the encoder takes, batch first: pixel_values; or input_ids and attention_mask."""
 
+
+STATES = {"first": 1, "before_last": -2}
+"""What a pooling may ask for beside the last layer's states, and its place among those of embeddings and layers."""
+
+OF_TWO_LAYERS = ("first_last", "last_two")
+"""Built-in poolings of the mean of two layers."""
 
 BESIDE = ("loss_module.", "follower.")
 """How the names begin of what a checkpoint has beside encoder and head."""
@@ -60,7 +67,7 @@ class ContrastiveModel(nn.Module):
         self.head = _head(job, self.width)
         self.out_width = self.width if job.model.projection == "none" else job.model.projection_width
         self.pooling = self.reading.pooling
-        self.pool, self.wants_first = pooling_of(job, self.pooling, self.width)
+        self.pool, self.states_beside = pooling_of(job, self.pooling, self.width)
         self.precision, self.same_dropout = job.model.precision, job.model.same_dropout
         self.mlm = _masked_language_head(job, encoder, self.width) if job.loss.mlm_weight else None
         self.unreplayable: str | None = None
@@ -186,13 +193,26 @@ class ContrastiveModel(nn.Module):
             return self._pool_states(output, last, mask)
         if self.pooling == "cls":
             return last[:, 0]
-        if self.pooling == "first_last":
-            last = (output.hidden_states[1] + last) / 2
+        if self.pooling in OF_TWO_LAYERS:
+            (other,) = self._beside(output).values()
+            last = (other + last) / 2
         return last[:, self.prefix_tokens :].mean(1)
 
     def _states_asked(self, *, always: bool = False) -> dict[str, bool]:
         """Return the arguments that ask an encoder for its layers' states; a user's own encoder may not know them."""
-        return {"output_hidden_states": self.wants_first} if always or self.wants_first else {}
+        is_asked = bool(self.states_beside)
+        return {"output_hidden_states": is_asked} if always or is_asked else {}
+
+    def _beside(self, output: Any) -> dict[str, Tensor]:
+        """Return the states of other layers that the pooling asks for, by name. Raises ModelError where there is no
+        layer before the last."""
+        states = output.hidden_states if self.states_beside else ()
+        if "before_last" in self.states_beside and len(states) < 3:
+            raise ModelError(
+                f"model.pooling = '{self.pooling}' asks for the states of the layer before the last, and this encoder "
+                "has one layer; use model.pooling = 'mean'"
+            )
+        return {name: states[STATES[name]] for name in self.states_beside}
 
     def _pool_map(self, last: Tensor) -> Tensor:
         """Average a feature map, or apply a pooling of the user's own to its positions."""
@@ -204,9 +224,10 @@ class ContrastiveModel(nn.Module):
     def _pool_states(self, output: Any, states: Tensor, mask: Tensor) -> Tensor:
         if self.skipped:
             mask = mask * (torch.arange(mask.shape[1], device=mask.device) >= self.skipped)
-        given = {"first": output.hidden_states[1]} if self.wants_first and output is not None else {}
+        given = {} if output is None else self._beside(output)
         with torch.autocast(states.device.type, enabled=False):  # a sum of many is not kept in bf16
-            is_kept = states.dtype == torch.float64 or self.pooling == "first_last"  # which adds layers as they are
+            # A mean of two layers adds them as they are.
+            is_kept = states.dtype == torch.float64 or self.pooling in OF_TWO_LAYERS
             whole = states if is_kept else states.float()
             pooled: Tensor = self.pool(states=whole, mask=mask, **given)
         return pooled
@@ -229,6 +250,7 @@ def build(
     if inputs is not None and image_shape is None and "pixel_values" in inputs:
         channels, height, width = inputs["pixel_values"].shape[1:]
         image_shape = (channels, height, width)
+    check_layers(job)
     seed = randomness.init_seed(job.seed)
     # Constructors draw from the global generator before `initialise` overwrites what they drew.
     with torch.random.fork_rng(devices=[]):
@@ -320,7 +342,7 @@ def _prompt_tokens(tokenizer: Any, read: Reading) -> int:
 def _refuse_unkeyed(model: ContrastiveModel) -> None:
     """Raise ModelError for a pooling of the user's own whose vectors could not be made again."""
     states, rows = torch.ones(2, 4, model.width), torch.arange(2)
-    given = {"first": states} if model.wants_first else {}
+    given = dict.fromkeys(model.states_beside, states)
     with torch.random.fork_rng(devices=[]), torch.no_grad(), dropout.dropout_keys(seed=0, step=0, rows=rows):
         before = torch.get_rng_state()
         model.pool(states=states, mask=_all(states), **given)
@@ -336,19 +358,23 @@ def _all(states: Tensor) -> Tensor:
     return states.new_ones(states.shape[:2], dtype=torch.int64)
 
 
-def pooling_of(job: JobConfig, name: str, width: int) -> tuple[Callable[..., Tensor], bool]:
-    """Return what pools states, and whether it asks for those of the first layer too."""
+def pooling_of(job: JobConfig, name: str, width: int) -> tuple[Callable[..., Tensor], tuple[str, ...]]:
+    """Return what pools states, and which of STATES it asks for too."""
     component = components.load("pooling", name)
     if not isinstance(component, type):
         function = components.called("pooling", name, job.model.pooling_options)
-        return function, components.asks_for(component, "first")
+        return function, _states_asked_by(component)
     options = components.options("pooling", component, job.model.pooling_options)
     module = component(**options, **({"width": width} if components.asks_for(component, "width") else {}))
     if not isinstance(module, nn.Module):
         raise ModelError(
             f"model.pooling = '{name}' is no class of nn.Module; give one, or a function of states and mask"
         )
-    return _Pooling(module), components.asks_for(module.forward, "first")
+    return _Pooling(module), _states_asked_by(module.forward)
+
+
+def _states_asked_by(function: object) -> tuple[str, ...]:
+    return tuple(name for name in STATES if components.asks_for(function, name))
 
 
 class _Pooling(nn.Module):

@@ -172,7 +172,7 @@ def _of_image(root: Path) -> Says | None:
         return None
     if modules[0].kind == IMAGE_MODULE:
         pooling = settings_of(root / "embedding.json").get("pooling")
-        if pooling not in ("map", "mean", "cls", "first_last"):
+        if pooling not in ("map", "mean", "cls", "first_last", "last_two"):
             raise FolderError(f"{root / 'embedding.json'} has the pooling {pooling!r}; put back what was exported")
         others = [module.kind for module in modules[1:]]
         refusals = (f"modules {', '.join(others)} behind its encoder",) if others else ()

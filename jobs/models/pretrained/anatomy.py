@@ -48,6 +48,9 @@ class Anatomy:
     ids: int | None
     """Rows of the table of token embeddings; None where it has no plain one."""
 
+    layers: int | None
+    """As its configuration says; None where it says nothing, as of stages of a feature map."""
+
     drops: bool
     """Whether two passes in training mode differ."""
 
@@ -81,6 +84,7 @@ def _anatomy(folder: Path, dropout: float | None, _stamp: Stamp) -> Anatomy:
         positions=_positions(config, network),
         usual=_usual(config),
         ids=_ids(network),
+        layers=getattr(config, "num_hidden_layers", None),
         drops=any(_drops(module) for module in network.modules()),
         settable=settable,
     )

@@ -235,7 +235,7 @@ def try_pooling(job: JobConfig) -> Iterator[Issue]:
     from jobs.models.model import pooling_of
 
     width, key, name = 768, "model.pooling", repr(job.model.pooling)
-    pool, wants_first = pooling_of(job, job.model.pooling, width)
+    pool, asked = pooling_of(job, job.model.pooling, width)
     if isinstance(pool, torch.nn.Module):
         pool.eval()  # dropout is replaced where it is trained
     draw = torch.Generator().manual_seed(0)
@@ -243,7 +243,7 @@ def try_pooling(job: JobConfig) -> Iterator[Issue]:
     mask = (torch.arange(5) < torch.tensor([5, 4, 3, 2, 1, 5])[:, None]).long()
 
     def pooled(states: torch.Tensor, rows: slice) -> torch.Tensor:
-        given = {"first": first[rows]} if wants_first else {}
+        given = dict.fromkeys(asked, first[rows])
         with torch.no_grad():
             return pool(states=states[rows], mask=mask[rows], **given)
 

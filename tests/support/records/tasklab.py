@@ -270,6 +270,11 @@ class Attention(nn.Module):
         return mean
 
 
+def both_ends(states: Tensor, mask: Tensor, first: Tensor, before_last: Tensor) -> Tensor:
+    """A pooling of two other layers: the first token's states."""
+    return first[:, 0] - 2 * before_last[:, 0]
+
+
 def careless(states: Tensor) -> Tensor:
     """Wrong: padding counts."""
     return states.mean(1)
