@@ -112,11 +112,11 @@ class Model(Section):
 
     pooling: PoolingName = "auto"
     """How token states become one vector: the first token's, the mean over tokens of the last layer, of the first and
-    the last, or of the last two. Of sentences also the largest value of each column, the last token's, the mean
-    weighted by position, or the sum divided by the root of the count, under the names of sentence-transformers. `auto`:
-    as a folder of sentence-transformers says, its prompt, lower-casing and normalisation included; `mean` where none
-    does. Any other value takes the place of all that. An import path is a pooling of your own, such as
-    `mylab.models:attention`."""
+    the last, or of the last two, or by learned weights (`attention`). Of sentences also the largest value of each
+    column, the last token's, the mean weighted by position, or the sum divided by the root of the count, under the
+    names of sentence-transformers. `auto`: as a folder of sentence-transformers says, its prompt, lower-casing and
+    normalisation included; `mean` where none does. Any other value takes the place of all that. An import path is a
+    pooling of your own, such as `mylab.models:attention`."""
 
     pooling_options: Options = {}
     """Arguments of a pooling by import path, by name."""

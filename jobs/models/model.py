@@ -187,7 +187,7 @@ class ContrastiveModel(nn.Module):
             return last
         if last.ndim == 4:
             return self._pool_map(last)
-        if is_import_path(self.pooling):
+        if self._takes_any_states():
             mask = _all(last)
             mask[:, : self.prefix_tokens] = 0
             return self._pool_states(output, last, mask)
@@ -215,11 +215,15 @@ class ContrastiveModel(nn.Module):
         return {name: states[STATES[name]] for name in self.states_beside}
 
     def _pool_map(self, last: Tensor) -> Tensor:
-        """Average a feature map, or apply a pooling of the user's own to its positions."""
-        if not is_import_path(self.pooling):
+        """Average a feature map, or pool its places by weights or a pooling of the user's own."""
+        if not self._takes_any_states():
             return last.mean((2, 3))
         states = last.flatten(2).transpose(1, 2)
         return self._pool_states(None, states, _all(states))
+
+    def _takes_any_states(self) -> bool:
+        """Return whether patches and places are pooled as tokens are."""
+        return self.pooling == "attention" or is_import_path(self.pooling)
 
     def _pool_states(self, output: Any, states: Tensor, mask: Tensor) -> Tensor:
         if self.skipped:

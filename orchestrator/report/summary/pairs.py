@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pydantic import JsonValue
 
 from jobs.config import canonical
+from jobs.config.components import is_import_path
 from orchestrator import statistics
 from orchestrator.ledger import Trial, objective
 from orchestrator.ledger.stored import JsonObject, SweepTable
@@ -25,7 +26,8 @@ ROWS = ("task", "data.train", "data.columns")
 SHAPES = ("data.image_shape", "data.max_tokens")
 HEAD = ("model.projection", "model.projection_width")
 NO_WEIGHTS = ("model.pooling", "model.dropout")
-"""Job keys: what decides the rows, the shapes of what the encoder takes, the head, and what adds no weights."""
+"""Job keys: what decides the rows, the shapes of what the encoder takes, the head, and what changes no weights of the
+encoder."""
 
 
 def levels(compared: Sequence[statistics.Comparison], smallest_difference: float) -> dict[str, float]:
@@ -147,6 +149,11 @@ def without_seed(job: JsonObject) -> str:
     return canonical({key: value for key, value in job.items() if key != "seed"})
 
 
+def _learned_pooling(name: JsonValue) -> JsonValue:
+    """Return the name of a pooling that has weights, or is the user's own and may have some; else None."""
+    return name if name == "attention" or is_import_path(str(name)) else None
+
+
 def _decides(job: JsonObject) -> dict[str, dict[str, JsonValue]]:
     """Return for each hash the job keys that it depends on besides the seed, and their values."""
     flat = flatten({name: job[name] for name in ("task", "data", "model", "loss") if name in job})
@@ -164,6 +171,6 @@ def _decides(job: JsonObject) -> dict[str, dict[str, JsonValue]]:
     return {
         "data": rows | {key: flat[key] for key in flat if key == "data.confirm" or key.startswith("data.confirm.")},
         "order": rows,
-        "init": shapes | model | loss,
+        "init": shapes | model | loss | {"model.pooling": _learned_pooling(flat.get("model.pooling"))},
         "encoder": shapes | encoder,
     }

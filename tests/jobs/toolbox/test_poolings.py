@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,14 @@ from ranks import SpawnRanks
 from test_generic import Vocabulary, assert_same, tokens
 from test_losses_of_batches import gradients
 from test_losses_of_batches import job_of as loss_job
+from test_optimizers import trained
+from test_together import sentence_job
 
 from jobs.config import JobConfig, components
+from jobs.export import export
 from jobs.models import ModelError, build, check_encoder, dropout_keys
+from jobs.models.model import pooling_of
+from jobs.optim.layers import depths
 
 Row = list[NDArray[np.float64]]
 """States of the tokens of a row that count, in order."""
@@ -48,11 +54,21 @@ class Counted:
     before: Row
     """States of the layer before the last."""
 
+    weight: NDArray[np.float64]
+    """[width], of a learned score."""
+
     places: list[int]
     """Of these tokens in the padded row, from 1."""
 
 
+def _attention(row: Counted) -> NDArray[np.float64]:
+    weights = [math.exp(sum(row.weight[column] * x for column, x in enumerate(state))) for state in row.last]
+    shares = [weight / math.fsum(weights) for weight in weights]
+    return _mean([len(shares) * share * state for share, state in zip(shares, row.last, strict=True)])
+
+
 POOLINGS: dict[str, Callable[[Counted], Any]] = {
+    "attention": _attention,
     "cls": lambda row: row.last[0],
     "first_last": lambda row: (_mean(row.first) + _mean(row.last)) / 2,
     "last_two": lambda row: (_mean(row.before) + _mean(row.last)) / 2,
@@ -63,7 +79,7 @@ POOLINGS: dict[str, Callable[[Counted], Any]] = {
     "weightedmean": lambda row: sum(n * x for n, x in zip(row.places, row.last, strict=True)) / sum(row.places),
 }
 
-TRAINED = ("last_two",)
+TRAINED = ("last_two", "attention")
 """Whose gradients are compared."""
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -95,13 +111,13 @@ def test_a_pooling_is_the_oracle_s_whatever_the_padding(name: str, lengths: list
     for is_left in (False, True) if name != "cls" else (False,):
         spans = [range(longest - n, longest) if is_left else range(n) for n in lengths]
         mask = torch.tensor([[int(place in span) for place in range(longest)] for span in spans])
-        pool = components.called("pooling", name, {})
+        pool, weight = weighted(pooling_of(pooling_job(name), name, 3)[0], draw)
         beside = {"first": torch.tensor(first), "before_last": torch.tensor(before)}
         pooled = pool(states=torch.tensor(last), mask=mask, **beside)
         for row, span in enumerate(spans):
             states = [[of[row, place] for place in span] for of in (last, first, before)]
-            expected = POOLINGS[name](Counted(states[0], states[1], states[2], [place + 1 for place in span]))
-            np.testing.assert_allclose(pooled[row].numpy(), expected, rtol=1e-12, atol=1e-12)
+            counted = Counted(states[0], states[1], states[2], weight, [place + 1 for place in span])
+            np.testing.assert_allclose(pooled[row].detach().numpy(), POOLINGS[name](counted), rtol=1e-12, atol=1e-12)
 
 
 @given(st.floats(0, 1, exclude_max=True))
@@ -164,11 +180,20 @@ def pooling_job(pooling: str, **model: Any) -> JobConfig:
     return loss_job("queue", {"size": 16, "momentum": 0.5}, model=sizes | {"dropout": 0.1, "pooling": pooling} | model)
 
 
+def weighted(pool: Any, draw: np.random.Generator) -> tuple[Any, NDArray[np.float64]]:
+    """Give a pooling with parameters some in double, and return them; zeros for one without."""
+    parameters = [*pool.double().parameters()] if isinstance(pool, torch.nn.Module) else []
+    for parameter in parameters:
+        parameter.data.copy_(torch.from_numpy(draw.normal(size=parameter.shape)))
+    return pool, parameters[0].detach().numpy() if parameters else np.zeros(0)
+
+
 @pytest.mark.parametrize("name", POOLINGS)
 def test_a_model_pools_the_states_of_its_own_layers_but_those_of_a_prompt(name: str) -> None:
     """Padded on the right and on the left. Mutant check: the layer before the last taken for the first fails."""
     model = build(pooling_job(name), tokenizer=Vocabulary()).eval()
     model.skipped = 2
+    _, weight = weighted(model.pool, np.random.default_rng(1))
     for is_left in (False, True):
         inputs = {key: x.flip(1) if is_left else x for key, x in tokens(5, 9, 6).items()}
         pooled, output = model.encode(inputs), model.encoder(**inputs, output_hidden_states=True)
@@ -177,8 +202,8 @@ def test_a_model_pools_the_states_of_its_own_layers_but_those_of_a_prompt(name: 
         for row, mask in enumerate(inputs["attention_mask"].tolist()):
             places = [place for place, counts in enumerate(mask) if counts and place >= 2]
             states = [[of[row, place] for place in places] for of in layers]
-            expected = POOLINGS[name](Counted(states[0], states[1], states[2], [place + 1 for place in places]))
-            np.testing.assert_allclose(pooled[row].detach().numpy(), expected, rtol=1e-12, atol=1e-12)
+            counted = Counted(states[0], states[1], states[2], weight, [place + 1 for place in places])
+            np.testing.assert_allclose(pooled[row].detach().numpy(), POOLINGS[name](counted), rtol=1e-12, atol=1e-12)
 
 
 def image_job(pooling: str, **model: Any) -> JobConfig:
@@ -251,3 +276,70 @@ def test_every_world_size_and_micro_batch_has_the_gradient_of_one_process(spawn_
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_micro_batch_has_the_gradient_of_the_whole(name: str) -> None:
     assert_same(gradients(pooling_job(name), micro=5), gradients(pooling_job(name)))
+
+
+def test_attention_begins_as_the_mean_and_counts_nothing_of_an_empty_row() -> None:
+    inputs = tokens(4, 7, 2)
+    ours, mean = (build(pooling_job(name), tokenizer=Vocabulary()).eval() for name in ("attention", "mean"))
+    torch.testing.assert_close(ours.encode(inputs), mean.encode(inputs), rtol=1e-12, atol=1e-12)
+    states = torch.randn(2, 3, 16, dtype=torch.float64, requires_grad=True)
+    pooled = ours.pool(states=states, mask=torch.tensor([[0, 0, 0], [1, 1, 0]]))
+    assert pooled[0].tolist() == [0] * 16
+    (gradient,) = torch.autograd.grad(pooled.square().sum(), states)
+    assert torch.isfinite(gradient).all()
+    assert not gradient[0].any()
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet"])
+def test_attention_weighs_the_patches_of_an_image_or_the_places_of_its_map(name: str) -> None:
+    """Mutant check: a class token that counts fails."""
+    job = encoder_job(name)
+    job = job.model_copy(update={"model": job.model.model_copy(update={"pooling": "attention"})})
+    model, inputs = build(job, image_shape=(1, 8, 8)).eval(), rows_for(name)
+    _, weight = weighted(model.pool, np.random.default_rng(3))
+    last = model.encoder(inputs["pixel_values"])
+    states = last.flatten(2).transpose(1, 2) if name == "resnet" else last.last_hidden_state[:, 1:]
+    for pooled, row in zip(model.encode(inputs), states.detach().numpy(), strict=True):
+        expected = POOLINGS["attention"](Counted([*row], [], [], weight, []))
+        np.testing.assert_allclose(pooled.detach().numpy(), expected, rtol=1e-12, atol=1e-12)
+
+
+def attention_job(folder: Path, **execution: Any) -> JobConfig:
+    """With a copy that follows, a decay by layers and an average of weights."""
+    job = sentence_job(folder, {"name": "sgd", "lr": 0.5}, **execution)
+    queue = {"name": "queue", "options": {"size": 16, "momentum": 0.5}}
+    loss = job.loss.model_copy(update=queue)
+    model = job.model.model_copy(update={"pooling": "attention", "dropout": 0.1})
+    return JobConfig.model_validate(job.model_copy(update={"loss": loss, "model": model}).model_dump(mode="json"))
+
+
+def weights_on_rank(folder: Path, rank: int) -> dict[str, torch.Tensor]:
+    (own := folder / str(rank)).mkdir()
+    config = attention_job(own, ranks=dist.get_world_size(), micro=1)
+    return trained(config, folder / "trial", group=dist.group.WORLD).model.state_dict()
+
+
+def test_attention_is_learned_followed_and_resumed_and_on_any_ranks_the_same(
+    spawn_ranks: SpawnRanks, tmp_path: Path
+) -> None:
+    """Bit for bit from a checkpoint. Its rate is the head's; its export is refused before anything is written."""
+    config = attention_job(tmp_path)
+    whole = trained(config, tmp_path / "whole")
+    begun = trained(config, tmp_path / "parts", steps=2)
+    begun.save()
+    begun.settle()
+    weights, continued = whole.model.state_dict(), trained(config, tmp_path / "parts").model.state_dict()
+    for key, expected in weights.items():
+        assert torch.equal(continued[key], expected), key
+    learned, followed = (weights[f"{of}pool.module.weight"] for of in ("", "follower."))
+    assert learned.any()
+    assert followed.any()
+    assert not torch.equal(learned, followed)
+    assert depths(whole.model).of["pool.module.weight"] == depths(whole.model).head
+    (tmp_path / "ranks").mkdir()
+    for seen in spawn_ranks(2, partial(weights_on_rank, tmp_path / "ranks"), timeout_s=200):
+        for key, expected in weights.items():
+            torch.testing.assert_close(seen[key], expected, rtol=1e-6, atol=1e-9)
+    with pytest.raises(ValueError, match=r"train with model\.pooling = 'mean' to export it"):
+        export(tmp_path / "whole", tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
