@@ -70,10 +70,14 @@ def fault(folder: Path, at: str, do: str = "kill", **where: Any) -> dict[str, st
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_row_4_kills_at_random_times_lose_nothing_and_repeat_nothing(home: Path, undisturbed: dict[str, float]) -> None:
+@pytest.mark.few(1)
+@pytest.mark.parametrize("kills", [1, 3])
+def test_row_4_kills_at_random_times_lose_nothing_and_repeat_nothing(
+    home: Path, undisturbed: dict[str, float], kills: int
+) -> None:
     seed = int(os.environ.get("ORCHESTRATOR_SEED", time.time_ns() % 10**6))
     print(f"seed {seed}: ORCHESTRATOR_SEED={seed} repeats this test")
-    kill_at_random(home, kills=3, moments=random.Random(seed), between_s=(2.0, 14.0))
+    kill_at_random(home, kills=kills, moments=random.Random(seed), between_s=(2.0, 14.0))
     began = time.time()
     call("launch", "sweep.toml", cwd=home)
     with contextlib.closing(RunFolder(home / "runs" / "small").open()) as ledger:

@@ -271,9 +271,7 @@ def test_a_session_is_left_alone_stopped_resumed_and_refused_to_others(
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_in_good_order_and_a_second_one_no_longer_waits(
-    script: Callable[[str], subprocess.Popen[str]],
-) -> None:
+def test_ctrl_c_stops_in_good_order(script: Callable[[str], subprocess.Popen[str]]) -> None:
     process = script("launch('sweep.toml', offline=True)")
     wait_for(trained, what="a trial")
     process.send_signal(signal.SIGINT)
@@ -281,6 +279,11 @@ def test_ctrl_c_stops_in_good_order_and_a_second_one_no_longer_waits(
     assert printed.splitlines()[-1] == "KeyboardInterrupt"
     stood = open_run("small").status()
     assert (stood["driver"], stood["counts"]["failed"]) == (None, 0)
+
+
+@pytest.mark.soak
+@pytest.mark.slow
+def test_a_second_ctrl_c_no_longer_waits(script: Callable[[str], subprocess.Popen[str]]) -> None:
     process = script("launch('sweep.toml', offline=True)")
     wait_for(trained, what="a trial")
     (driver,) = psutil.Process(process.pid).children()

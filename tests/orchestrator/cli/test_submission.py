@@ -635,6 +635,7 @@ def test_questions_leave_no_job_whoever_is_killed_or_leaves(site: Site, submitte
              and not questions(), what="the questions to go")  # fmt: skip
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_living_driver_says_how_its_run_stands_and_one_that_was_stopped_has_not_failed(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

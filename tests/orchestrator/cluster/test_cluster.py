@@ -228,7 +228,7 @@ def two_nodes() -> Iterator[Cluster]:
     ("resources", "nodes"),
     [
         pytest.param('placement = "pack"', 1, marks=pytest.mark.soak),
-        ('placement = "spread"', 2),
+        pytest.param('placement = "spread"', 2, marks=pytest.mark.soak),
         pytest.param('placement = "spread"\naccelerator_type = "A100"', 1, marks=pytest.mark.soak),
     ],
 )

@@ -138,11 +138,12 @@ def test_a_run_with_own_code_is_killed_continued_and_refuses_other_code(tmp_path
 
 @pytest.mark.slow
 def test_other_code_of_a_run_under_way_is_refused_until_it_is_accepted(tmp_path: Path) -> None:
-    written(tmp_path)
+    path = written(tmp_path)
+    path.write_text(path.read_text().replace("seeds = 3", "seeds = 2"))
     with driver("launch", "small.toml", "--offline", cwd=tmp_path) as process:
         wait_for((tmp_path / "runs" / "small" / "sweep.json").exists, what="the run")
         kill(process)
-    written(tmp_path, LOSSES.replace("** gamma", "** (gamma + 1)"))
+    (tmp_path / "ownlab" / "losses.py").write_text(LOSSES.replace("** gamma", "** (gamma + 1)"))
     refused = call("launch", "small.toml", "--offline", cwd=tmp_path, code=2)
     assert "your code" in refused
     assert "ownlab/losses.py differ" in refused
