@@ -51,6 +51,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 SHARE = ("test_driver.py", "test_export.py", "test_mlflow_pages.py", "test_publish.py", "test_verify.py")
 """Files whose tests share the finished sweep."""
 
+SHIPPED = ("test_answers.py", "test_cli.py", "test_written.py")
+"""Files that load every shipped sweep, whose components a process tries once."""
+
 
 LONG_S = 10.0
 """From how many seconds on the time of a file is printed."""
@@ -60,8 +63,9 @@ SECONDS = Path(__file__).with_name("seconds.json")
 
 
 def group_of(name: str) -> str:
-    """What stays in one worker of `make test`: a file, or all that share the finished sweep."""
-    return "finished" if name in SHARE else name
+    """What stays in one worker of `make test`: a file, or all that share the finished sweep or load the shipped
+    ones."""
+    return "finished" if name in SHARE else "shipped" if name in SHIPPED else name
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -95,7 +95,7 @@ def _write(folder: RunFolder, run: Run, named: Sequence[tuple[Trial, Path]], tri
         if (directory := provenance.folder_of(run.environment)) is not None:
             env[BASE] = directory  # where the run began: its data may be named by relative paths
         asked, told = temporary / "asked", temporary / "told"
-        asked.write_text("".join(json.dumps(_arguments(folder, run, *one)) + "\n" for one in named), "utf-8")
+        asked.write_text("".join(json.dumps(arguments(folder, run, *one)) + "\n" for one in named), "utf-8")
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True, "env": env}
         written = 0
         with (
@@ -116,7 +116,8 @@ def _write(folder: RunFolder, run: Run, named: Sequence[tuple[Trial, Path]], tri
             raise _failure(code, text, named[written][0], trials, f"orchestrator resume {folder.quoted}")
 
 
-def _arguments(folder: RunFolder, run: Run, trial: Trial, dest: Path) -> list[str]:
+def arguments(folder: RunFolder, run: Run, trial: Trial, dest: Path) -> list[str]:
+    """Return what `python -m jobs.export` is asked for: a trial, the new folder, and what its card says of the run."""
     uri = folder.trial_uri(trial.id)
     # With "=", so that no label is taken for an option.
     about = [f"--question={run.sweep['question']}", f"--run={run.name}, {run.uuid}", f"--arm={trial.arm}"]

@@ -145,7 +145,7 @@ class _Held:
         return isinstance(other, _Held) and self.code.digest == other.code.digest
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def _tried(asked: Sequence[str], held: _Held | None) -> list[str]:
     """Return the answers of a child process, one line each. Raises CodeError where it ends without them."""
     with contextlib.ExitStack() as stack:

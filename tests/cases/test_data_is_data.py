@@ -113,6 +113,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             log = home / name / "trials" / run.plan.confirm_trials("plain", {})[0].id / "log.rank0.txt"
             log.parent.mkdir(parents=True)
             log.write_text("\n".join(ANYTHING[:-2]) if name == "wild" else "ok")
+        for name in ("wild", "tame"):
+            assert CliRunner().invoke(main, ["compare", name]).exit_code == 0
         yield home
 
 

@@ -14,6 +14,8 @@ from answers import answered
 from large import fill, written
 from real import command, crowding
 
+pytestmark = pytest.mark.soak  # a claim about time
+
 TRIALS = 3000
 
 

@@ -20,7 +20,7 @@ from test_session import SWEEP, done, opened, parts, play
 from jobs.core.failures import Failure
 from jobs.export import card
 from orchestrator.driver import apply_retry
-from orchestrator.ledger import Ledger, Trial, sqlite_url
+from orchestrator.ledger import Ledger, Trial
 from orchestrator.report.naming import names_of
 from orchestrator.report.summary.evidence import summarize
 from orchestrator.report.summary.records import Summary
@@ -837,26 +837,19 @@ def test_a_swapped_trial_is_named_as_one_wherever_trials_are_listed(tmp_path: Pa
     assert metadata.params(trial)["stage"] == metadata.marks(trial)["stage"] == "swap"
 
 
-def test_the_card_of_an_exported_trial_has_the_trials_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_card_of_an_exported_trial_has_the_trials_stage(tmp_path: Path) -> None:
     """Its job says `confirm`. Mutant check: the stage of the job."""
     settings: Any = {"task": "image", "width": 8, "pooling": "map", "head": [], "precision": "fp32", "load": {}}
     settings |= {"image_shape": [1, 8, 8], "prompt": "", "normalise": False, "prefix_tokens": 0, "skipped": 0}
-    cards: list[str] = []
-
-    def written(command: list[str], **_: Any) -> Any:
-        given = dict(one.removeprefix("--").split("=", 1) for one in command if one.startswith("--") and one != "--")
-        about = card.About(**given)
-        cards.append(card.text(about, trial.config, trial=trial.id, step=1, points=[], settings=settings))
-        return SimpleNamespace(returncode=0, stdout="{}\n")
-
     with opened(tmp_path, changes()) as (session, ledger, _, _plan):
         session.start()
         play(session, usual)
         both = [ledger.trials(stage, "infonce")[0] for stage in ("swap", "confirm")]
-    monkeypatch.setattr("subprocess.run", written)
-    monkeypatch.setattr(RunFolder, "open", lambda _: Ledger.open(sqlite_url(tmp_path / "ledger.db")))
-    for trial in both:
-        export.export(RunFolder(tmp_path), trial.id, tmp_path / "encoder")
+        asked = [export.arguments(RunFolder(tmp_path), ledger.run, trial, tmp_path / "encoder") for trial in both]
+    cards = []
+    for trial, options in zip(both, asked, strict=True):
+        about = card.About(**dict(one.removeprefix("--").split("=", 1) for one in options[: options.index("--")]))
+        cards.append(card.text(about, trial.config, trial=trial.id, step=1, points=[], settings=settings))
     assert f"| {both[0].id}, stage swap (the arm at another one's setting), seed {both[0].seed} |" in cards[0]
     assert f"| {both[1].id}, stage confirm, seed {both[1].seed} |" in cards[1]
 
