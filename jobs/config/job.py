@@ -145,7 +145,7 @@ class JobConfig(Section):
         if self.model.pooling in OF_TOKENS:
             raise ValueError(
                 f"model.pooling = '{self.model.pooling}' is of tokens, which task = '{self.task}' has none "
-                "of; use 'mean', 'cls', 'first_last' or 'last_two'"
+                "of; use 'mean', 'cls', 'first_last', 'last_two' or 'attention'"
             )
 
     def _refuse_groups_beyond_the_batch(self) -> None:

@@ -99,6 +99,7 @@ def _check_guide(job: JobConfig) -> list[str]:
 
 
 def _check_own(job: JobConfig) -> list[str]:
+    models.check_layers(job)
     if is_built(job.model.name):
         return []
     notes = models.check_encoder(job, None)  # without one, there is no tokenizer either

@@ -102,12 +102,6 @@ def export(
             f"{codes[0]} is code of your own, which whoever loads a folder would not have; load "
             f"the weights with your class: {trial.scratch / 'checkpoints'}, whose names begin with 'encoder.'"
         )
-    if job.model.pooling == "attention":
-        raise ValueError(
-            "model.pooling = 'attention' has weights of its own, for which sentence-transformers has no module; train "
-            "with model.pooling = 'mean' to export it, or load the trial's weights with this package: "
-            f"{trial.scratch / 'checkpoints'}"
-        )
     newest, weights, extra, remarks = _checkpoint(trial, job, name, step)
     if job.evaluate.after is not None and job.model.precision == "bf16":
         raise ValueError(
@@ -146,7 +140,7 @@ def export(
         "task": job.task,
         "width": settings["width"],
         "head": card.has_head(job),
-        "trust_remote_code": job.task == "image",
+        "trust_remote_code": job.task == "image" or model.pooling == "attention",
         "difference": difference,
         "metrics": {key: point.value for key, point in card.judged(points).items()},
         "remarks": [*remarks, *unsure],

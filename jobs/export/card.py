@@ -9,12 +9,13 @@ from pathlib import Path
 from jobs.artifacts.trial_dir import Point
 from jobs.config import EXECUTION_METRICS, JobConfig
 from jobs.core.plain import markdown
-from jobs.export.embed import OTHER_LAYER, Settings
+from jobs.export.embed import ATTENTION, OTHER_LAYER, Settings
 from jobs.models.pretrained.folder import BUILT
 
 POOLED = {
     "cls": "the first token",
     "mean": "the mean over tokens",
+    "attention": "the mean over tokens by learned weights",
     "first_last": "the mean over tokens of the first and the last layer",
     "last_two": "the mean over tokens of the last two layers",
     "map": "the mean over places",
@@ -148,6 +149,7 @@ def _given(settings: Settings) -> str:
 
 def _sentence_code(settings: Settings) -> list[list[str]]:
     options = "".join(f", {key}={value}" for key, value in settings["load"].items())
+    trusted = ", trust_remote_code=True" if settings["pooling"] == "attention" else ""
     states = ", output_hidden_states=True" if settings["pooling"] in OTHER_LAYER else ""
     prompted = "texts" if not settings["prompt"] else f"[{settings['prompt']!r} + text for text in texts]"
     lowered = [
@@ -159,7 +161,7 @@ def _sentence_code(settings: Settings) -> list[list[str]]:
     return [
         [
             "from sentence_transformers import SentenceTransformer",
-            'embeddings = SentenceTransformer("this/folder").encode(texts)',
+            f'embeddings = SentenceTransformer("this/folder"{trusted}).encode(texts)',
         ],
         [
             "from transformers import AutoModel, AutoTokenizer",
@@ -178,6 +180,9 @@ def _pooled(settings: Settings) -> list[str]:
     how, skipped = settings["pooling"], settings["skipped"]
     if how == "cls":
         return [f"embeddings = output.last_hidden_state[:, {skipped}]"]
+    if how == "attention":
+        lines = ["states = output.last_hidden_state", 'scores = states @ weight + (tokens["attention_mask"] - 1) * 1e9']
+        return [*_weight(), *lines, *ATTENDED]
     lines = [f"states = {_both_layers(how) if how in OTHER_LAYER else 'output.last_hidden_state'}"]
     lines.append('mask = tokens["attention_mask"][..., None]')
     if skipped:
@@ -193,6 +198,14 @@ def _pooled(settings: Settings) -> list[str]:
     return [*lines, f"embeddings = (states * mask).sum(1) / mask.sum(1){root}"]
 
 
+ATTENDED = ("embeddings = (states * scores.softmax(1)[..., None]).sum(1)",)
+
+
+def _weight() -> list[str]:
+    """Build the lines of code that load the weights of a pooling by attention."""
+    return ["from safetensors.torch import load_file", f'weight = load_file("this/folder/{ATTENTION}")["weight"]']
+
+
 def _both_layers(how: str) -> str:
     return f"(output.hidden_states[{OTHER_LAYER[how]}] + output.last_hidden_state) / 2"
 
@@ -202,6 +215,13 @@ def _image_code(settings: Settings) -> list[list[str]]:
     scaled = "(torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5"
     patches = f"[:, {settings['prefix_tokens']}:].mean(1)"
     pooled = {
+        "attention": [
+            *_weight(),
+            "states = encoder(pixels).last_hidden_state",
+            f"states = states.flatten(2).mT if states.ndim == 4 else states[:, {settings['prefix_tokens']}:]",
+            "scores = states @ weight",
+            *ATTENDED,
+        ],
         "cls": ["embeddings = encoder(pixels).last_hidden_state[:, 0]"],
         "map": ["embeddings = encoder(pixels).last_hidden_state.mean((2, 3))"],
         "mean": [f"embeddings = encoder(pixels).last_hidden_state{patches}"],

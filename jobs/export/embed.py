@@ -35,6 +35,9 @@ BATCH = 256
 """Rows encoded at once."""
 
 
+ATTENTION = "1_AttentionPooling/model.safetensors"
+"""The weights of a pooling by attention."""
+
 OTHER_LAYER = {"first_last": 1, "last_two": -2}
 """Which states of embeddings and layers a pooling averages with the last layer's."""
 
@@ -110,6 +113,9 @@ class Encoder(nn.Module):
         super().__init__()
         self.settings: Settings = json.loads((Path(folder) / "embedding.json").read_text("utf-8"))
         self.model = _model(Path(folder), self.settings)
+        self.attention: nn.Parameter | None = None
+        if self.settings["pooling"] == "attention":
+            self.attention = nn.Parameter(load_file(Path(folder) / ATTENTION)["weight"])
         self.head = nn.Sequential(*_head(Path(folder), self.settings["head"]))
         self.eval()
 
@@ -139,6 +145,8 @@ class Encoder(nn.Module):
         last, other = self._states(inputs)
         if how == "cls":
             return last[:, skipped]
+        if self.attention is not None:
+            return attended(last, inputs["attention_mask"], self.attention)
         states = last if other is None else (other + last) / 2
         with torch.autocast(self.device.type, enabled=False):  # a sum of many is not kept in bf16
             return self._over_tokens(states if states.dtype == torch.float64 else states.float(), inputs)
@@ -158,6 +166,9 @@ class Encoder(nn.Module):
 
     def _pooled_image(self, inputs: Mapping[str, Tensor]) -> Tensor:
         last, other = self._states({"pixel_values": inputs["pixel_values"].to(self.model.dtype)})
+        if self.attention is not None:
+            places = last.flatten(2).transpose(1, 2) if last.ndim == 4 else last[:, self.settings["prefix_tokens"] :]
+            return attended(places, torch.ones(places.shape[:2], device=places.device), self.attention)
         if self.settings["pooling"] == "map":
             return last.mean((2, 3))
         if self.settings["pooling"] == "cls":
@@ -171,6 +182,15 @@ class Encoder(nn.Module):
             return self.model(**inputs).last_hidden_state, None
         output = self.model(**inputs, output_hidden_states=True)
         return output.last_hidden_state, output.hidden_states[OTHER_LAYER[self.settings["pooling"]]]
+
+
+def attended(states: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+    """Compute the mean [n, width] of states [n, L, width] where mask [n, L] is 1, by the softmax of states @ weight."""
+    with torch.autocast(states.device.type, enabled=False):
+        whole = states if states.dtype == torch.float64 else states.float()
+        scores = (whole @ weight).masked_fill(mask == 0, torch.finfo(whole.dtype).min)
+        mean: Tensor = torch.einsum("nlc,nl->nc", whole, scores.softmax(1) * mask)
+    return mean
 
 
 def pixel_values(images: np.ndarray, image_shape: Sequence[int]) -> Tensor:

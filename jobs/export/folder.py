@@ -3,6 +3,7 @@
     config.json  model.safetensors  tokenizer.json  tokenizer_config.json     transformers; or preprocessor_config.json
     modules.json  sentence_bert_config.json  1_Pooling/  2_Dense/             sentence-transformers
     embedding.json  embed.py  image_module.py  modeling_resnet.py  resnet.py  what both lack
+    attention_module.py  1_AttentionPooling/                                  a pooling that both lack
 
 Weights are safetensors. The code is copied from this package as it is, so that a folder needs nothing of this package.
 
@@ -27,7 +28,7 @@ import jobs.models
 from jobs.config import JobConfig
 from jobs.config.json_values import Json
 from jobs.data.images.pixels import MEAN, STD
-from jobs.export.embed import OTHER_LAYER, Settings
+from jobs.export.embed import ATTENTION, OTHER_LAYER, Settings
 from jobs.models import ContrastiveModel, ModelError, Reading
 from jobs.models.pretrained.modules import FLAGS
 from jobs.models.resnet import ResNet
@@ -59,6 +60,9 @@ def write(
     done to embeddings, written in the encoder's precision. Raises ModelError for a pooling that sentence-transformers
     has no counterpart for.
     """
+    attends = model.pooling == "attention"
+    if attends:
+        _write_attention(into, model)
     if isinstance(model.encoder, ResNet):
         load = _write_resnet(into, model.encoder, job)
     else:
@@ -79,7 +83,7 @@ def write(
     _write_modules(into, [*modules, *((SENTENCE_TRANSFORMERS + "Dense", name) for name in head)], model.reading)
     settings: Settings = {
         "task": job.task,
-        "pooling": "map" if image_shape and _is_map(model, image_shape) else model.pooling,
+        "pooling": "map" if image_shape and not attends and _is_map(model, image_shape) else model.pooling,
         "normalise": model.reading.normalise,
         "prompt": model.reading.prompt,
         "lower": model.reading.lower,
@@ -161,6 +165,9 @@ def _write_sentence_modules(into: Path, model: ContrastiveModel, load: dict[str,
         options["config_args"] = {"output_hidden_states": True}
         _write_both_layers(into / modules[-1][1], model)
     _write_json(into / "sentence_bert_config.json", options)
+    if model.pooling == "attention":
+        shutil.copy(HERE / "attention_module.py", into)
+        return [*modules, ("attention_module.AttentionPooling", Path(ATTENTION).parent.name)]
     modules.append((SENTENCE_TRANSFORMERS + "Pooling", f"{len(modules)}_Pooling"))
     of = "mean" if model.pooling in OTHER_LAYER else model.pooling
     modes: dict[str, Json] = {flag: mode == of for flag, mode in FLAGS.items()}
@@ -170,6 +177,14 @@ def _write_sentence_modules(into: Path, model: ContrastiveModel, load: dict[str,
         modules.append((SENTENCE_TRANSFORMERS + "Normalize", f"{len(modules)}_Normalize"))
         _write_json(into / modules[-1][1] / "config.json", {})
     return modules
+
+
+def _write_attention(into: Path, model: ContrastiveModel) -> None:
+    """Write the pooling's weights; the module that loads them is for sentences alone."""
+    weights = into / ATTENTION
+    weights.parent.mkdir()
+    save_file({"weight": model.get_parameter("pool.module.weight").detach()}, weights)
+    _write_json(weights.parent / "config.json", {"embedding_dimension": model.width})
 
 
 @torch.no_grad()

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from safetensors.torch import save_file
 from sentence_transformers.base.modules import InputModule
 from torch import nn
 
-from .embed import Encoder, pixel_values
+from .embed import ATTENTION, Encoder, pixel_values
 
 if TYPE_CHECKING:
     from sentence_transformers.base.modality_types import Modality
@@ -56,6 +57,9 @@ class ImageEncoder(InputModule):
         for name in ("embedding.json", "preprocessor_config.json", "modeling_resnet.py", "resnet.py"):
             if (self.folder / name).exists():
                 shutil.copy(self.folder / name, output_path)
+        if self.encoder.attention is not None:
+            (weights := Path(output_path) / ATTENTION).parent.mkdir()
+            save_file({"weight": self.encoder.attention.detach()}, weights)
 
     @classmethod
     def load(  # type: ignore[override]

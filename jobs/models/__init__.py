@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from jobs.models.errors import ModelError
-from jobs.models.fitness import check_encoder, check_views, refused_guide
+from jobs.models.fitness import check_encoder, check_layers, check_views, refused_guide
 from jobs.models.reading import Reading
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ __all__ = [
     "Reading",
     "build",
     "check_encoder",
+    "check_layers",
     "check_views",
     "dropout_keys",
     "import_code",

@@ -15,7 +15,6 @@ from jobs.models.reading import Reading, reading
 def check_encoder(job: JobConfig, tokenizer: Any) -> list[str]:
     """Check the pretrained encoder of `job` and return notes on it; none on an encoder that is built. tokenizer: of a
     sentence job, if it has a tokenizer. Raises ModelError for what would end its trials."""
-    check_layers(job)
     name = job.model.name
     if name is None or is_built(name):
         return []

@@ -172,8 +172,10 @@ def _of_image(root: Path) -> Says | None:
         return None
     if modules[0].kind == IMAGE_MODULE:
         pooling = settings_of(root / "embedding.json").get("pooling")
-        if pooling not in ("map", "mean", "cls", "first_last", "last_two"):
+        if pooling not in ("map", "mean", "cls", "first_last", "last_two", "attention"):
             raise FolderError(f"{root / 'embedding.json'} has the pooling {pooling!r}; put back what was exported")
+        if pooling == "attention":
+            return Says(pooling="mean", refusals=("weights of its own to pool by",))
         others = [module.kind for module in modules[1:]]
         refusals = (f"modules {', '.join(others)} behind its encoder",) if others else ()
         return Says(pooling="mean" if pooling == "map" else pooling, refusals=refusals)

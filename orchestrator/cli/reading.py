@@ -116,7 +116,7 @@ def export(run: str, trial: str, dest: str, *, as_json: bool, address: str | Non
     another sweep then judges the encoders that were trained with its seeds.
 
     transformers' AutoModel and sentence-transformers load the folder without this package, with the embeddings that
-    the trial was judged by; an encoder of images with trust_remote_code=True. Its README says how.
+    the trial was judged by; one of images, or with pooling attention, with trust_remote_code=True. Its README says how.
     """
     refuse_uri_for_a_folder("an encoder is written to this machine; DEST", dest)
     if address is not None:

@@ -36,7 +36,7 @@ SHELVES = {
     "columns > augmentations",
     "jobs/data/sentences/augmentations": TABLE,
     "jobs/data/sentences/retrieval": "files",
-    "jobs/export": "image_module > __main__ card folder > embed",
+    "jobs/export": "attention_module image_module > __main__ card folder > embed",
     "jobs/losses": "named > generic > tiled > agreement stream > masks > tiles > builtin > spec",
     "jobs/losses/builtin": TABLE,
     "jobs/losses/builtin/scored": TABLE,

@@ -33,6 +33,8 @@ from jobs import export as exporting
 from jobs.config import JobConfig
 from jobs.metrics import evaluate
 from jobs.metrics.tasks.sentence import Texts
+from jobs.models import ModelError
+from jobs.models.reading import reading
 from jobs.train import Training
 from orchestrator.cli import main
 from orchestrator.ledger import Ledger, Outcome, Stage, Trial, sqlite_url, this_process
@@ -74,6 +76,14 @@ def more_of_images(folder, encoder, images):
         ],
     }
 
+def saved_again(folder, texts):
+    from sentence_transformers import SentenceTransformer
+
+    loaded = SentenceTransformer(str(folder), trust_remote_code=True)
+    loaded.save(str(here / "again" / folder.name), create_model_card=False)
+    again = SentenceTransformer(str(here / "again" / folder.name), trust_remote_code=True)
+    return {f"{folder.name} saved again": again.encode(texts)}
+
 here, found = pathlib.Path(sys.argv[1]), {}
 for folder in sorted(path.parent for path in here.glob("*/embedding.json")):
     inputs = here / f"{folder.name}.json"
@@ -91,6 +101,8 @@ for folder in sorted(path.parent for path in here.glob("*/embedding.json")):
         found[f"{folder.name} {way}"] = made.detach().float().numpy() if isinstance(made, torch.Tensor) else made
         if way == "sentence-transformers" and "encoder" in names:
             found |= more_of_images(folder, names["encoder"], given)
+        if way == "sentence-transformers" and folder.name == "bert-attention":
+            found |= saved_again(folder, given)
         if way == "AutoModel" and "pixels" in names:
             found[f"{folder.name} pixels"] = names["pixels"].numpy()
 np.savez(here / "found.npz", **found)
@@ -116,6 +128,8 @@ SENTENCE: dict[str, dict[str, Any]] = {
     "bert-mean": {},
     "bert-cls": {"model.pooling": "cls"},
     "bert-first_last": {"model.pooling": "first_last", "model.layers": 3},
+    "bert-attention": {"model.pooling": "attention", "optimizer.lr": 0.03, "evaluate.head": True},
+    "bert-attention-bf16": {"model.pooling": "attention", "optimizer.lr": 0.03, "model.precision": "bf16"},
     "bert-last_two": {"model.pooling": "last_two", "model.layers": 3},
     "bert-one-layer": {"model.pooling": "first_last", "model.layers": 1},
     "bert-mlp-head": {"evaluate.head": True},
@@ -131,6 +145,8 @@ IMAGE: dict[str, dict[str, Any]] = {
     "vit-mean": {},
     "vit-cls": {"model.pooling": "cls"},
     "vit-first_last": {"model.pooling": "first_last"},
+    "vit-attention": {"model.pooling": "attention", "optimizer.lr": 0.03},
+    "resnet-attention": {"model.name": "resnet", "model.pooling": "attention", "optimizer.lr": 0.03},
     "vit-last_two": {"model.pooling": "last_two", "model.layers": 3},
     "vit-head": {"evaluate.head": True},
     "vit-colour": {"data.image_shape": [8, 12, 3]},
@@ -302,7 +318,7 @@ def test_a_process_without_us_gets_our_embeddings(found: Found, name: str, way: 
     expected = found.ours[name, way != "AutoModel"]
     assert np.abs(expected - expected[0]).max() > 0.01, "all inputs have one embedding, which proves nothing"
     given = found.theirs[f"{name} {way}"]
-    assert_same(given, expected, 2**-7 if name == "bert-bf16" and way != "embed.py" else 1e-6)
+    assert_same(given, expected, 2**-7 if name.endswith("-bf16") and way != "embed.py" else 1e-6)
     assert given.dtype == np.float32 or way != "embed.py"
 
 
@@ -313,6 +329,17 @@ def test_pictures_and_a_folder_saved_by_sentence_transformers_give_them_too(foun
     for way in ("PIL", "saved again"):
         assert_same(found.theirs[f"{name} {way}"], found.ours[name, True])
     np.testing.assert_allclose(found.theirs[f"{name} processed"], found.theirs[f"{name} pixels"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_pooling_with_weights_is_saved_by_sentence_transformers_and_not_trained_on_without_them(found: Found) -> None:
+    """Mutant check: code that is saved beside the weights alone, where sentence-transformers does not look, fails."""
+    assert_same(found.theirs["bert-attention saved again"], found.ours["bert-attention", True])
+    for name, has in (("bert-attention", "AttentionPooling where"), ("vit-attention", "weights of its own to pool by")):
+        job = job_of(name, found.home / "again" / f"of {name}")
+        model = job.model.model_copy(update={"name": str(found.home / name), "pooling": "auto"})
+        with pytest.raises(ModelError, match=f"{has}.*set model.pooling = 'mean'"):
+            reading(job.model_copy(update={"model": model}))
 
 
 @pytest.mark.slow

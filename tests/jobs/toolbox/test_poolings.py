@@ -30,8 +30,8 @@ from test_optimizers import trained
 from test_together import sentence_job
 
 from jobs.config import JobConfig, components
-from jobs.export import export
-from jobs.models import ModelError, build, check_encoder, dropout_keys
+from jobs.data.validate import check_model
+from jobs.models import ModelError, build, dropout_keys
 from jobs.models.model import pooling_of
 from jobs.optim.layers import depths
 
@@ -232,7 +232,7 @@ def test_the_last_two_layers_of_an_image_are_those_of_its_patches() -> None:
 def test_layers_that_an_encoder_has_not_are_refused_before_anything_runs(job: JobConfig, says: str) -> None:
     """By whoever looks at data and encoder, and by whoever builds it."""
     shape = (1, 8, 8) if job.task == "image" else None
-    for refuse in (lambda: check_encoder(job, None), lambda: build(job, tokenizer=Vocabulary(), image_shape=shape)):
+    for refuse in (lambda: check_model(job), lambda: build(job, tokenizer=Vocabulary(), image_shape=shape)):
         with pytest.raises(ModelError, match=re.escape(says)):
             refuse()
 
@@ -244,9 +244,9 @@ def test_layers_of_a_pretrained_encoder_are_counted_by_its_configuration(tmp_pat
     stages = transformers.ResNetConfig(hidden_sizes=[4, 4], depths=[1, 1], embedding_size=4)
     transformers.ResNetModel(stages).save_pretrained(tmp_path / "stages")
     with pytest.raises(ModelError, match=r"bert' has 1; use model\.pooling = 'mean'"):
-        check_encoder(pooling_job("last_two", name=str(tmp_path / "bert")), None)
+        check_model(pooling_job("last_two", name=str(tmp_path / "bert")))
     with pytest.raises(ModelError, match=r"stages' does not say how many it has; use model\.pooling = 'mean'"):
-        check_encoder(image_job("last_two", name=str(tmp_path / "stages"), dropout=None), None)
+        check_model(image_job("last_two", name=str(tmp_path / "stages"), dropout=None))
     own = build(pooling_job("tasklab:both_ends", layers=1), tokenizer=Vocabulary()).eval()
     with pytest.raises(ModelError, match="this encoder has one layer"):
         own.encode(tokens(3, 5, 1))
@@ -322,7 +322,7 @@ def weights_on_rank(folder: Path, rank: int) -> dict[str, torch.Tensor]:
 def test_attention_is_learned_followed_and_resumed_and_on_any_ranks_the_same(
     spawn_ranks: SpawnRanks, tmp_path: Path
 ) -> None:
-    """Bit for bit from a checkpoint. Its rate is the head's; its export is refused before anything is written."""
+    """Bit for bit from a checkpoint. Its rate is the head's."""
     config = attention_job(tmp_path)
     whole = trained(config, tmp_path / "whole")
     begun = trained(config, tmp_path / "parts", steps=2)
@@ -340,6 +340,3 @@ def test_attention_is_learned_followed_and_resumed_and_on_any_ranks_the_same(
     for seen in spawn_ranks(2, partial(weights_on_rank, tmp_path / "ranks"), timeout_s=200):
         for key, expected in weights.items():
             torch.testing.assert_close(seen[key], expected, rtol=1e-6, atol=1e-9)
-    with pytest.raises(ValueError, match=r"train with model\.pooling = 'mean' to export it"):
-        export(tmp_path / "whole", tmp_path / "exported")
-    assert not (tmp_path / "exported").exists()
