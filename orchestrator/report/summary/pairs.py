@@ -149,9 +149,9 @@ def without_seed(job: JsonObject) -> str:
     return canonical({key: value for key, value in job.items() if key != "seed"})
 
 
-def _learned_pooling(name: JsonValue) -> JsonValue:
-    """Return the name of a pooling that has weights, or is the user's own and may have some; else None."""
-    return name if name == "attention" or is_import_path(str(name)) else None
+def _learned(name: JsonValue) -> JsonValue:
+    """Return the name of a pooling or a loss that has weights, or is the user's own and may have some; else None."""
+    return name if name in ("attention", "pair_classifier") or is_import_path(str(name)) else None
 
 
 def _decides(job: JsonObject) -> dict[str, dict[str, JsonValue]]:
@@ -167,10 +167,11 @@ def _decides(job: JsonObject) -> dict[str, dict[str, JsonValue]]:
     loss = {
         "loss.temperature": flat.get("loss.temperature_start") if learned else None,
         "loss.mlm_weight": bool(flat.get("loss.mlm_weight")),
+        "loss.name": _learned(flat.get("loss.name")),
     }
     return {
         "data": rows | {key: flat[key] for key in flat if key == "data.confirm" or key.startswith("data.confirm.")},
         "order": rows,
-        "init": shapes | model | loss | {"model.pooling": _learned_pooling(flat.get("model.pooling"))},
+        "init": shapes | model | loss | {"model.pooling": _learned(flat.get("model.pooling"))},
         "encoder": shapes | encoder,
     }

@@ -10,6 +10,7 @@ import re
 import resource
 import struct
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import fmean
@@ -31,6 +32,7 @@ from orchestrator.report.naming import names_of
 from orchestrator.report.render import figure, page, plots
 from orchestrator.report.render.cost import cost_limits
 from orchestrator.report.render.looks import looks_of
+from orchestrator.report.summary import pairs
 from orchestrator.report.summary.evidence import curves
 from orchestrator.report.tables import blocks, grids
 from orchestrator.report.tables.content import Page as Words
@@ -398,6 +400,25 @@ def test_a_pair_is_checked_by_hash_and_what_it_need_not_share_is_told_with_the_r
         excused = what in one.apart
         assert ("cannot share this, as" in line, "should share this" in line) == (excused, not excused)
         assert (f"as the arms differ in {reason}" in line and "differs" not in line) or not excused
+
+
+def test_a_loss_with_weights_need_not_begin_as_one_without(begin: Begin) -> None:
+    """Mutant check: a classifier of pairs is said to share less than it should with every other loss."""
+    run = begin('[[arm]]\nlabel = "plain"\n[[arm]]\nlabel = "other"\n"loss.name" = "dcl"\n')
+    for label in ("plain", "other"):
+        for trial in run.confirm(label):
+            run.done(trial, 0.9, hashes={"init": label})
+    trials = run.ledger.trials()
+    confirmed = {label: [trial for trial in trials if trial.arm == label] for label in ("plain", "other")}
+    (one,) = report.summarize(run.ledger).comparisons
+    for name, excused in (("pair_classifier", ["loss.name"]), ("mylab.losses:own", ["loss.name"]), ("cosent", None)):
+        jobs: list[Any] = [trial.job for trial in confirmed["other"]]
+        own = [
+            replace(trial, job={**job, "loss": {**job["loss"], "name": name}})
+            for trial, job in zip(confirmed["other"], jobs, strict=True)
+        ]
+        compared = pairs.comparison(one.result, {**confirmed, "other": own})
+        assert compared.apart.get("init") == excused
 
 
 def test_a_ledger_from_before_a_hash_was_recorded_is_read_and_says_so(begin: Begin, tmp_path: Path) -> None:
