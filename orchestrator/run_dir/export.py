@@ -113,7 +113,8 @@ def _write(folder: RunFolder, run: Run, named: Sequence[tuple[Trial, Path]], tri
                 process.kill()
         if code != 0:
             text = told.read_text("utf-8", "replace")
-            raise _failure(code, text, named[written][0], trials, f"orchestrator resume {folder.quoted}")
+            last = named[min(written, len(named) - 1)][0]  # it may end so once all are written
+            raise _failure(code, text, last, trials, f"orchestrator resume {folder.quoted}")
 
 
 def arguments(folder: RunFolder, run: Run, trial: Trial, dest: Path) -> list[str]:
